@@ -1,0 +1,444 @@
+"""The catalog: GPUs, capabilities, drivers, toolkits, stacks, engines and audit rules, as data.
+
+The files under ``data/`` are the one place for each fact; what is here reads them into typed,
+immutable records. Nix reads the same files (``nix/catalog.nix``). Their form is described by the
+JSON Schemas under ``schema/``, which the tests hold them to.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from legacy_cuda.capability import Capability
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DATA = Path(__file__).parent / "data"
+
+Flavour = Literal["proprietary", "open"]
+EngineVerdict = Literal["offered", "not-packaged", "refused"]
+Role = Literal["core", "dispatching", "feature", "alternative", "tool"]
+
+
+class CatalogError(ValueError):
+    """A name is not in the catalog. ``near`` lists what may have been meant."""
+
+    def __init__(self, message: str, near: tuple[str, ...] = ()) -> None:
+        self.near = near
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityFacts:
+    """What a compute capability can do. Ratios are relative to fp32, shared memory is in KiB."""
+
+    capability: Capability
+    architecture: str
+    legacy: bool
+    dp4a: bool
+    tensor_cores: bool
+    bf16: bool
+    half_atomics: bool
+    double_atomics: bool
+    shared_memory_per_block_kib: int
+    shared_memory_optin_kib: int
+    open_kernel_module: bool
+    fp16_fp32_ratio: str | None
+    fp64_fp32_ratio: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A card. Memory in MiB, bandwidth in 10^9 bytes/s, fp32 in TFLOP/s, all per die; TDP per card.
+
+    None stands for what is not known, or not recorded for cards outside the legacy range.
+    """
+
+    name: str
+    product: str
+    aliases: tuple[str, ...]
+    pci_ids: tuple[str, ...]
+    capability: Capability
+    chip: str
+    memory_mib: int
+    dies: int
+    usable_mib_ecc_on: int | None
+    usable_mib_ecc_off: int | None
+    memory_type: str | None
+    bandwidth_gb_s: float | None
+    tdp_w: int | None
+    cooling: str | None
+    ecc: bool | None
+    fp32_tflops: float | None
+    source: str
+
+    @property
+    def facts(self) -> CapabilityFacts:
+        """What its capability can do."""
+        return capabilities()[self.capability]
+
+    @property
+    def legacy(self) -> bool:
+        return self.facts.legacy
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One flavour of a driver's kernel module and the capabilities it serves, ends included."""
+
+    flavour: Flavour
+    capability_min: Capability
+    capability_max: Capability
+
+    def serves(self, capability: Capability) -> bool:
+        return self.capability_min <= capability <= self.capability_max
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A driver branch. ``cuda`` is the version its libcuda implements."""
+
+    branch: str
+    latest: str
+    cuda: tuple[int, int]
+    ptx_isa: tuple[int, int]
+    support: str
+    nixos_attribute: str | None
+    kernel_below: str | None
+    kernel_fixed_by: str | None
+    modules: tuple[Module, ...]
+    source: str
+
+    @property
+    def latest_version(self) -> tuple[int, ...]:
+        return version_tuple(self.latest)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolkit:
+    """A CUDA toolkit: what it targets, which host compiler it takes, which driver runs it."""
+
+    version: tuple[int, int]
+    capability_min: Capability
+    capability_max: Capability
+    ptx_isa: tuple[int, int]
+    gcc_max: int
+    driver_min: str
+    driver_shipped: str
+    glibc_below: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRule:
+    """What is said of an engine for a range of capabilities, ends included."""
+
+    capability_min: Capability
+    capability_max: Capability
+    verdict: EngineVerdict
+    reason: str
+    instead: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    rules: tuple[EngineRule, ...]
+
+    def rule(self, capability: Capability) -> EngineRule:
+        """The rule for a capability; the rules of an engine cover 3.0 to 12.1 without overlap."""
+        for rule in self.rules:
+            if rule.capability_min <= capability <= rule.capability_max:
+                return rule
+        raise CatalogError(f"engine {self.name} has no rule for capability {capability}")
+
+
+@dataclass(frozen=True, slots=True)
+class StackFacts:
+    """A stack as the catalog has it: its lock, its CUDA, the capabilities it was shown to cover."""
+
+    name: str
+    title: str
+    lock: str
+    cuda: tuple[int, int]
+    toolkit: tuple[int, int]
+    architecture: str
+    home: tuple[Capability, ...]
+    covers: tuple[Capability, ...]
+    pythons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryRule:
+    """What a library is to its package; see ``data/audit.toml``."""
+
+    path: str
+    role: Role
+    feature: str | None
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRules:
+    stray_share_percent: float
+    stray_count: int
+    libraries: tuple[LibraryRule, ...]
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """``"580.173.02"`` as ``(580, 173, 2)``, to compare with."""
+    return tuple(int(part) for part in text.split("."))
+
+
+def _pair(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    with (DATA / f"{name}.toml").open("rb") as file:
+        data: dict[str, Any] = tomllib.load(file)
+    return data
+
+
+def _capabilities(row: dict[str, Any]) -> tuple[Capability, Capability]:
+    return Capability.parse(row["capability_min"]), Capability.parse(row["capability_max"])
+
+
+@cache
+def capabilities() -> dict[Capability, CapabilityFacts]:
+    """Every known capability, ascending."""
+    found = {}
+    for row in _read("capabilities")["capability"]:
+        capability = Capability.parse(row["capability"])
+        found[capability] = CapabilityFacts(
+            capability=capability,
+            architecture=row["architecture"],
+            legacy=row["legacy"],
+            dp4a=row["dp4a"],
+            tensor_cores=row["tensor_cores"],
+            bf16=row["bf16"],
+            half_atomics=row["half_atomics"],
+            double_atomics=row["double_atomics"],
+            shared_memory_per_block_kib=row["shared_memory_per_block_kib"],
+            shared_memory_optin_kib=row["shared_memory_optin_kib"],
+            open_kernel_module=row["open_kernel_module"],
+            fp16_fp32_ratio=row.get("fp16_fp32_ratio"),
+            fp64_fp32_ratio=row.get("fp64_fp32_ratio"),
+            source=row["source"],
+        )
+    return found
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """Every card, in the catalog's order (by generation)."""
+    return tuple(
+        Gpu(
+            name=row["name"],
+            product=row["product"],
+            aliases=tuple(row["aliases"]),
+            pci_ids=tuple(row["pci_ids"]),
+            capability=Capability.parse(row["capability"]),
+            chip=row["chip"],
+            memory_mib=row["memory_mib"],
+            dies=row.get("dies", 1),
+            usable_mib_ecc_on=row.get("usable_mib_ecc_on"),
+            usable_mib_ecc_off=row.get("usable_mib_ecc_off"),
+            memory_type=row.get("memory_type"),
+            bandwidth_gb_s=row.get("bandwidth_gb_s"),
+            tdp_w=row.get("tdp_w"),
+            cooling=row.get("cooling"),
+            ecc=row.get("ecc"),
+            fp32_tflops=row.get("fp32_tflops"),
+            source=row["source"],
+        )
+        for row in _read("gpus")["gpu"]
+    )
+
+
+@cache
+def branches() -> tuple[Branch, ...]:
+    """Every driver branch, oldest first."""
+    return tuple(
+        Branch(
+            branch=row["branch"],
+            latest=row["latest"],
+            cuda=_pair(row["cuda"]),
+            ptx_isa=_pair(row["ptx_isa"]),
+            support=row["support"],
+            nixos_attribute=row.get("nixos_attribute"),
+            kernel_below=row.get("kernel_below"),
+            kernel_fixed_by=row.get("kernel_fixed_by"),
+            modules=tuple(
+                Module(module["flavour"], *_capabilities(module)) for module in row["module"]
+            ),
+            source=row["source"],
+        )
+        for row in _read("drivers")["branch"]
+    )
+
+
+@cache
+def toolkits() -> dict[tuple[int, int], Toolkit]:
+    """Every CUDA toolkit by version, oldest first."""
+    found = {}
+    for row in _read("toolkits")["toolkit"]:
+        version = _pair(row["version"])
+        low, high = _capabilities(row)
+        found[version] = Toolkit(
+            version=version,
+            capability_min=low,
+            capability_max=high,
+            ptx_isa=_pair(row["ptx_isa"]),
+            gcc_max=row["gcc_max"],
+            driver_min=row["driver_min"],
+            driver_shipped=row["driver_shipped"],
+            glibc_below=row.get("glibc_below"),
+            source=row["source"],
+        )
+    return found
+
+
+@cache
+def engines() -> tuple[Engine, ...]:
+    """Every engine."""
+    return tuple(
+        Engine(
+            name=row["name"],
+            title=row["title"],
+            aliases=tuple(row["aliases"]),
+            rules=tuple(
+                EngineRule(
+                    *_capabilities(rule),
+                    verdict=rule["verdict"],
+                    reason=rule["reason"],
+                    instead=tuple(rule["instead"]),
+                )
+                for rule in row["rule"]
+            ),
+        )
+        for row in _read("engines")["engine"]
+    )
+
+
+@cache
+def stacks() -> tuple[StackFacts, ...]:
+    """Every stack, oldest first."""
+    return tuple(
+        StackFacts(
+            name=row["name"],
+            title=row["title"],
+            lock=row["lock"],
+            cuda=_pair(row["cuda"]),
+            toolkit=_pair(row["toolkit"]),
+            architecture=row["architecture"],
+            home=tuple(Capability.parse(item) for item in row["home"]),
+            covers=tuple(Capability.parse(item) for item in row["covers"]),
+            pythons=tuple(row["pythons"]),
+        )
+        for row in _read("stacks")["stack"]
+    )
+
+
+@cache
+def audit_rules() -> AuditRules:
+    """How libraries are judged."""
+    data = _read("audit")
+    return AuditRules(
+        stray_share_percent=data["stray_share_percent"],
+        stray_count=data["stray_count"],
+        libraries=tuple(
+            LibraryRule(row["path"], row["role"], row.get("feature"), row.get("group"))
+            for row in data["library"]
+        ),
+    )
+
+
+def _normal(text: str) -> str:
+    return "".join(text.lower().replace("nvidia", "").split()).replace("-", "").replace("_", "")
+
+
+@cache
+def _gpu_index() -> dict[str, Gpu]:
+    index: dict[str, Gpu] = {}
+    for gpu in gpus():
+        for text in (*gpu.aliases, gpu.product, gpu.name):
+            index.setdefault(_normal(text), gpu)
+        for pci_id in gpu.pci_ids:
+            index.setdefault(pci_id, gpu)
+    for gpu in gpus():  # a name wins over another card's alias
+        index[_normal(gpu.name)] = gpu
+    return index
+
+
+def find_gpu(text: str) -> Gpu:
+    """The card of that name, alias, product name or PCI id (``10de:1b38``, case ignored).
+
+    Of cards that share a PCI id, the one listed first.
+
+    Raises:
+        CatalogError: there is none; names that are near are given.
+    """
+    index = _gpu_index()
+    found = index.get(text.strip().lower()) or index.get(_normal(text))
+    if found is not None:
+        return found
+    if ":" in text:
+        raise CatalogError(f"no GPU with PCI id {text!r} is in the catalog")
+    import difflib
+
+    names = {_normal(name): gpu.name for gpu in gpus() for name in (gpu.name, *gpu.aliases)}
+    close = difflib.get_close_matches(_normal(text), names, n=6, cutoff=0.6)
+    near = tuple(dict.fromkeys(names[name] for name in close))[:3]
+    raise CatalogError(f"no GPU called {text!r} is in the catalog", near)
+
+
+def find_engine(text: str) -> Engine:
+    """The engine of that name or alias.
+
+    Raises:
+        CatalogError: there is none; names that are near are given.
+    """
+    for engine in engines():
+        if text.lower() in (engine.name, *engine.aliases):
+            return engine
+    import difflib
+
+    near = difflib.get_close_matches(text.lower(), [engine.name for engine in engines()], n=3)
+    raise CatalogError(f"no engine called {text!r} is in the catalog", tuple(near))
+
+
+def find_stack(name: str) -> StackFacts:
+    """The stack of that name.
+
+    Raises:
+        CatalogError: there is none.
+    """
+    for stack in stacks():
+        if stack.name == name:
+            return stack
+    raise CatalogError(f"no stack called {name!r} is in the catalog")
+
+
+def driver_for_ptx(isa: tuple[int, int], capability: Capability) -> Branch | None:
+    """The oldest driver branch that serves the capability and compiles PTX of this ISA version.
+
+    None means that no driver ever will: the PTX is of no use on that capability.
+    """
+    for branch in branches():
+        serves = any(module.serves(capability) for module in branch.modules)
+        if serves and branch.ptx_isa >= isa:
+            return branch
+    return None

@@ -1,0 +1,142 @@
+"""``legacy-cuda audit``: can this wheel, file or environment run on that GPU?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from legacy_cuda.cli import output
+
+
+def add(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "audit",
+        help="can this wheel, file or environment run on that GPU?",
+        description="Read the device code in a wheel, a library, a folder, an environment or a "
+        "package on PyPI, and say whether it runs on a GPU. Nothing in it is executed.",
+        epilog="examples:\n"
+        "  legacy-cuda audit torch==2.8.0 --gpu p40\n"
+        "  legacy-cuda audit ~/venv --gpu p40 --verbose\n"
+        "  legacy-cuda audit dist/*.whl libfoo.so --gpu k80,m40,p100,p40,v100\n\n"
+        "exit code 1 if any target does not run on any of the GPUs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", nargs="+", help="a path, or name==version of a package on PyPI")
+    parser.add_argument(
+        "--gpu", action="append", required=True, help="one or more, separated by commas"
+    )
+    parser.add_argument("--python", default="3.11", help="whose wheels (default: 3.11)")
+    parser.add_argument(
+        "--rescan", action="store_true", help="read known wheels again instead of taking evidence"
+    )
+    parser.add_argument("--verbose", "-v", action="store_true", help="every library")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(run=run)
+
+
+_SHORT = {
+    "runs": "runs",
+    "runs-through-jit": "runs, JIT",
+    "runs-with-limits": "runs, limits",
+    "does-not-run": "does not run",
+    "no-device-code": "no device code",
+}
+_STYLE = {
+    "runs": ("green",),
+    "runs, JIT": ("yellow",),
+    "runs, limits": ("yellow",),
+    "does not run": ("red",),
+}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Judge every target for every GPU; 1 if one does not run."""
+    from legacy_cuda import audit, evidence, targets
+    from legacy_cuda.environment import verdict_document
+
+    gpus = list(dict.fromkeys(output.read_gpus(arguments.gpu)))
+    subjects = []
+    with output.progress() as update:
+        for target in arguments.target:
+            done = 0
+
+            def scanned(count: int, target: str = target) -> None:
+                nonlocal done
+                done += count
+                update(f"reading {target}"[:60], done, done)
+
+            subjects.append(targets.load(target, arguments.python, arguments.rescan, scanned))
+    good = True
+    documents: list[dict[str, Any]] = []
+    rows = [["", *(f"{gpu.name} ({gpu.capability})" for gpu in gpus)]]
+    details: list[str] = []
+    for subject in subjects:
+        row = [subject.name]
+        verdicts = []
+        owner = dict(subject.owners)
+        for gpu in gpus:
+            verdict = audit.judge(subject.libraries, gpu.capability, subject.torch_cuda)
+            newest = None
+            if not verdict.good:
+                good = False
+                if subject.package:
+                    newest = evidence.newest_that_runs(subject.package, gpu.capability)
+            row.append(_SHORT[verdict.outcome])
+            verdicts.append(
+                {"gpu": gpu.name, **verdict_document(verdict, owner), "newest_that_runs": newest}
+            )
+            details.append(_detail(subject, gpu.name, verdict, newest, owner, arguments.verbose))
+        rows.append(row)
+        documents.append(
+            {
+                "name": subject.name,
+                "kind": subject.kind,
+                "package": subject.package,
+                "version": subject.version,
+                "sha256": subject.sha256,
+                "evidence_of": subject.scanned or None,
+                "verdicts": verdicts,
+            }
+        )
+    if arguments.json:
+        output.document("audit", {"subjects": documents})
+        return 0 if good else 1
+    if len(rows) > 2 or len(gpus) > 1:
+        print(output.table(rows, lambda cell: _STYLE.get(cell, ())))
+        print()
+    print("\n".join(details))
+    if any(subject.scanned for subject in subjects) and sys.stdout.isatty():
+        print(
+            output.paint("known wheels are judged by recorded evidence; --rescan reads them", "dim")
+        )
+    return 0 if good else 1
+
+
+def _detail(
+    subject: Any, gpu: str, verdict: Any, newest: str | None, owner: dict[str, str], verbose: bool
+) -> str:
+    from legacy_cuda import audit
+
+    style = _STYLE.get(_SHORT[verdict.outcome], ())
+    text = audit.describe(verdict)
+    head = output.paint(text, *style) if style else text
+    lines = [f"{subject.name} on {gpu} ({verdict.capability}): {head}"]
+    if newest:
+        lines.append(f"  newest known version that runs there: {subject.package}=={newest}")
+    elif not verdict.good and subject.package:
+        lines.append(f"  no version of {subject.package} that runs there is known here")
+    if subject.scanned:
+        lines.append(f"  evidence of {subject.scanned}, sha256 {subject.sha256[:16]}…")
+    if verbose:
+        for item in verdict.libraries:
+            if item.state == "empty":
+                continue
+            came = f" [{owner[item.path]}]" if item.path in owner else ""
+            jit = f", {item.jit} through JIT" if item.jit else ""
+            lines.append(
+                f"  {item.state:<8} {item.sass} of {item.containers} containers{jit}  "
+                f"{item.path}{came}" + ("" if item.role == "core" else f" ({item.role})")
+            )
+    return "\n".join(lines)

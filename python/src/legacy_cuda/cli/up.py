@@ -1,0 +1,113 @@
+"""``legacy-cuda up``: a stack as an environment on disk, proven."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from legacy_cuda.cli import output
+from legacy_cuda.cli import resolve as resolve_command
+from legacy_cuda.resolve import Refusal
+
+
+def add(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "up",
+        help="make the environment for these GPUs and prove it",
+        description="Make the environment for these GPUs from its lock: every wheel by sha256, "
+        "every library audited, torch imported. Run it again at any time: it goes on where it "
+        "stopped, and does nothing where nothing is to be done.",
+        epilog="examples:\n"
+        "  legacy-cuda up p40\n"
+        "  legacy-cuda up k80 --python 3.10 --path ~/envs/k80\n"
+        "  legacy-cuda up p4000 gtx1060-6gb --json\n\n"
+        "mirrors, proxies and credentials are set up as for uv (UV_DEFAULT_INDEX, ...)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    resolve_command.add_selection(parser)
+    parser.add_argument("--python", help="which Python, for example 3.11 (default: what fits)")
+    parser.add_argument("--path", type=Path, help="where to (default: below the user's data)")
+    parser.add_argument("--offline", action="store_true", help="from uv's cache alone")
+    parser.add_argument("--recreate", action="store_true", help="make it anew even if it is there")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make or check the environment; 1 for a refusal or a negative verdict."""
+    answer = resolve_command.select(arguments)
+    if isinstance(answer, Refusal):
+        if arguments.json:
+            output.document("resolve", resolve_command.document(answer))
+        else:
+            resolve_command.show(answer)
+        return 1
+    from legacy_cuda import environment
+
+    plan = environment.plan(answer, arguments.python, arguments.path)
+    with environment.exclusive(plan.target):
+        before = None if arguments.recreate else environment.read_manifest(plan.target)
+        if before is not None and arguments.python is None and before["python"] != plan.python:
+            plan = environment.plan(answer, before["python"], arguments.path)
+        if before is not None and not environment.matches(before, plan):
+            before = None
+        if before is not None and environment.fingerprint(plan.target) == before["fingerprint"]:
+            return _report(before, plan, arguments.json, "unchanged since it was made")
+        if before is not None:
+            if not arguments.json:
+                print("the environment has changed since it was made: looking at it again")
+            with output.progress() as update:
+                manifest = environment.refresh(plan, update)
+            return _report(manifest, plan, arguments.json, "examined again")
+        if not arguments.json:
+            _announce(plan)
+        with output.progress() as update:
+            manifest = environment.make(plan, arguments.offline, update)
+        return _report(manifest, plan, arguments.json, "made")
+
+
+def _announce(plan: Any) -> None:
+    facts = plan.stack.facts
+    print(f"{plan.stack.name}: {facts.title}")
+    print(
+        f"  {len(plan.lock.packages)} packages for Python {plan.python}: download "
+        f"{output.gib(plan.download)} (less what is cached), on disk {output.gib(plan.unpacked)}"
+    )
+    print(f"  to {plan.target}", flush=True)
+
+
+def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> int:
+    from legacy_cuda.environment import MANIFEST, REPORT, build_settings
+
+    bad = [item for item in manifest["audit"] if item["outcome"] == "does-not-run"]
+    torch, flags = manifest["torch"], manifest["arch_flags"]
+    failed_run = manifest["gpu_run"].startswith("failed") or "; failed" in manifest["gpu_run"]
+    good = not bad and flags["agree"] and "error" not in torch and not failed_run
+    if as_json:
+        document = {key: value for key, value in manifest.items() if key != "schema"}
+        output.document("up", {**document, "state": state, "good": good})
+        return 0 if good else 1
+    print(f"{output.paint(manifest['name'], 'bold')}: {manifest['stack']} stack, {state}")
+    for item in manifest["audit"]:
+        style = "red" if item["outcome"] == "does-not-run" else "green"
+        label = f"  audited    {item['capability']}"
+        print(output.wrapped(label, output.paint(item["summary"], style), 20))
+    if "error" in torch:
+        print(output.paint(f"  torch      not importable: {torch['error']}", "red"))
+    else:
+        agree = "as audited" if flags["agree"] else "NOT as audited"
+        print(f"  torch      {torch['version']} (CUDA {torch['cuda']}) says it was built for")
+        print(output.wrapped("", f"{' '.join(flags['said'])}: {agree}", 13))
+    run_style = "dim" if manifest["gpu_run"] == "not run" else "red" if failed_run else "green"
+    print(f"  on a GPU   {output.paint(manifest['gpu_run'], run_style)}")
+    driver = manifest["driver"]
+    print(
+        f"  driver     branch {driver['branch']} (newest known {driver['latest']}), "
+        f"{driver['module']} kernel module"
+    )
+    names = ", ".join(name for name, _, _ in build_settings(plan.stack))
+    print(output.wrapped("  activate", f". {plan.target}/activate  (sets {names})", 13))
+    print(f"  report     {plan.target}/{REPORT}, {MANIFEST}")
+    return 0 if good else 1

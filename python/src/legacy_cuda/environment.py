@@ -1,0 +1,615 @@
+"""A stack as an environment on disk, made through uv: whole, or not there at all.
+
+It is built in a hidden folder beside its final place and renamed there when everything in it has
+been checked. A killed run leaves the old state; the next run clears away what it left and goes on
+with what uv has in its cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from legacy_cuda import __version__, audit, paths, report
+from legacy_cuda.catalog.locks import Lock, load_lock
+from legacy_cuda.devicecode import DeviceCodeError, scan_tree
+from legacy_cuda.devicecode.scan import walk
+from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.fetch import uv_binary
+from legacy_cuda.resolve import Stack
+from legacy_cuda.targets import owners, read_torch_cuda
+
+MANIFEST = "legacy-cuda.json"
+REPORT = "report.html"
+ACTIVATE = "activate"
+SCHEMA = "legacy-cuda/environment/1"
+_OWN = frozenset({MANIFEST, REPORT, ACTIVATE})
+_SPARE = 1.03  # of the unpacked size: directories, bytecode, the manifest
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, bytes done and bytes in all."""
+
+_CHECK = Path(__file__).with_name("torch_check.py")
+
+# Set in the parent's death signal so that no uv goes on alone after a kill (prctl(2)).
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What ``up`` is going to do. Sizes in bytes; ``python`` a version, ``interpreter`` what to
+    give to uv: a path, or a version that uv is to download."""
+
+    stack: Stack
+    lock: Lock
+    python: str
+    interpreter: str
+    target: Path
+    download: int
+    unpacked: int
+
+
+def plan(stack: Stack, python: str | None = None, target: Path | None = None) -> Plan:
+    """Choose Python and place.
+
+    The Python is the one asked for, else the one that runs this if the lock has wheels for it,
+    else the first of the stack's that uv finds on the machine, else one that uv will download.
+
+    Raises:
+        UserError: the lock has no wheels for the Python asked for, or the machine is none for
+            which there are wheels.
+    """
+    lock = load_lock(stack.facts.lock)
+    _check_machine(lock)
+    if python is not None:
+        version = ".".join(python.split(".")[:2])
+        if version not in lock.pythons:
+            raise UserError(
+                f"the {stack.facts.name} stack has no wheels for Python {python}",
+                f"{lock.name} serves {', '.join(lock.pythons)}",
+                f"leave --python out, or take --python {stack.facts.pythons[0]}",
+            )
+        interpreter = _find_python(version) or version
+    else:
+        version, interpreter = _choose_python(stack.facts.pythons)
+    place = target if target is not None else paths.environments_directory() / stack.name
+    return Plan(
+        stack=stack,
+        lock=lock,
+        python=version,
+        interpreter=interpreter,
+        target=place.absolute(),
+        download=lock.download_bytes(version),
+        unpacked=lock.unpacked_bytes(version),
+    )
+
+
+def _check_machine(lock: Lock) -> None:
+    machine = f"{platform.system()} {platform.machine()}"
+    if machine != "Linux x86_64":
+        raise UserError(
+            f"there are no wheels for {machine}", "the stacks are made of Linux x86_64 wheels"
+        )
+    name, version = platform.libc_ver()
+    if name == "glibc" and tuple(int(part) for part in version.split(".")) < lock.glibc_min:
+        needed = ".".join(str(part) for part in lock.glibc_min)
+        raise UserError(
+            f"this system's glibc {version} is too old for {lock.name}",
+            f"its wheels need glibc {needed} or newer",
+            "use a newer distribution, or a container of one",
+        )
+
+
+def _choose_python(pythons: tuple[str, ...]) -> tuple[str, str]:
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if running in pythons:
+        return running, str(getattr(sys, "_base_executable", sys.executable))
+    for version in pythons:
+        found = _find_python(version)
+        if found is not None:
+            return version, found
+    return pythons[0], pythons[0]
+
+
+def _find_python(version: str) -> str | None:
+    command = [uv_binary(), "python", "find", "--no-config", "--no-project"]
+    command += ["--no-python-downloads", "--system", version]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def read_manifest(target: Path) -> dict[str, Any] | None:
+    """The manifest of the environment at that place; None where there is no environment.
+
+    Raises:
+        UserError: there is something else.
+    """
+    if not target.exists() and not target.is_symlink():
+        return None
+    try:
+        data: dict[str, Any] = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if target.is_dir() and not any(target.iterdir()):
+            return None
+        raise UserError(
+            f"{target} exists and was not made by legacy-cuda",
+            f"its {MANIFEST} cannot be read: {error}",
+            "choose another place with --path, or move it away",
+        ) from error
+    if data.get("schema") != SCHEMA:
+        raise UserError(
+            f"{target} was made by another version of legacy-cuda",
+            f"its schema is {data.get('schema')!r}",
+            "make it anew with --recreate",
+        )
+    return data
+
+
+def fingerprint(target: Path) -> str:
+    """sha256 over the paths, sizes and times of all files but bytecode and our own reports."""
+    digest = hashlib.sha256()
+    for path, size in walk(target):
+        name = path.relative_to(target).as_posix()
+        if name.endswith(".pyc") or name in _OWN:
+            continue
+        status = path.stat(follow_symlinks=False)
+        digest.update(f"{name}\0{size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def matches(manifest: dict[str, Any], plan: Plan) -> bool:
+    """Whether an environment is what the plan would make, as far as the manifest tells."""
+    return bool(
+        manifest["lock"]["digest"] == plan.lock.digest
+        and manifest["gpus"] == [gpu.name for gpu in plan.stack.gpus]
+        and manifest["stack"] == plan.stack.facts.name
+        and manifest["python"] == plan.python
+        and manifest["tool"] == __version__
+    )
+
+
+@contextlib.contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Hold the lock on a place.
+
+    Raises:
+        SurroundingsError: another process holds it, or the folder cannot be written.
+    """
+    lock = target.parent / f".{target.name}.lock"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be made",
+            str(error),
+            "choose a folder you may write to with --path",
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
+            raise SurroundingsError(
+                f"{target} is being made by another legacy-cuda",
+                f"process {holder} holds {lock}",
+                "wait for it, or end it",
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(target: Path) -> None:
+    """Remove what a killed run left beside a place. Call it with the lock held."""
+    old = _sibling(target, "old")
+    if old.exists() and not target.exists():
+        old.rename(target)  # killed between the two renames of a replacement
+    for leftover in (_sibling(target, "new"), old):
+        if leftover.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sibling(target: Path, kind: str) -> Path:
+    return target.parent / f".{target.name}.{kind}"
+
+
+def make(plan: Plan, offline: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Make the environment, check everything in it, and put it in its place.
+
+    Returns the manifest, which is the report as well. Call it with the lock held.
+
+    Raises:
+        SurroundingsError: the network, the disk or the index failed, or a file does not have its
+            sha256. Nothing is left behind then, and what was there before still is.
+    """
+    tell = progress or (lambda what, done, total: None)
+    building = _sibling(plan.target, "new")
+    clear_leftovers(plan.target)
+    _check_space(plan)
+    try:
+        _uv(
+            ["venv", "--relocatable", "--python", plan.interpreter, str(building)],
+            plan,
+            offline,
+            lambda done: None,
+        )
+        requirements = building / "requirements.txt"
+        requirements.write_text(plan.lock.requirements(plan.python), encoding="utf-8")
+        _uv(
+            [
+                *("pip", "sync", "--require-hashes", "--only-binary", ":all:"),
+                *("--python", str(building / "bin" / "python"), str(requirements)),
+            ],
+            plan,
+            offline,
+            lambda done: tell("installing", done, plan.unpacked),
+        )
+        manifest = _examine(plan, building, tell)
+        _write_reports(building, manifest, plan.stack)
+        _swap(building, plan.target)
+    except OSError as error:
+        raise SurroundingsError(
+            f"{plan.target} could not be made", str(error), "free space or choose --path"
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return manifest
+
+
+def refresh(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
+    """Examine an environment in its place again, after something in it has changed.
+
+    Raises:
+        SurroundingsError: a file in it is corrupt or cannot be read.
+    """
+    tell = progress or (lambda what, done, total: None)
+    try:
+        manifest = _examine(plan, plan.target, tell)
+        _write_reports(plan.target, manifest, plan.stack)
+    except OSError as error:
+        raise SurroundingsError(f"{plan.target} cannot be read", str(error)) from error
+    return manifest
+
+
+def _swap(building: Path, target: Path) -> None:
+    if target.exists():
+        old = _sibling(target, "old")
+        target.rename(old)
+        building.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        building.rename(target)
+
+
+def _check_space(plan: Plan) -> None:
+    """Refuse early where the disk cannot hold it: uv's cache and the environment share the bytes
+    when they are on one file system, else each needs all of them."""
+    cache = Path(
+        os.environ.get("UV_CACHE_DIR")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uv"
+    )
+    needed = int(plan.unpacked * _SPARE)
+    places = {"the environment": plan.target.parent}
+    existing = cache
+    while not existing.exists():
+        existing = existing.parent
+    fresh = not (cache / "archive-v0").exists()
+    if existing.stat().st_dev != plan.target.parent.stat().st_dev and fresh:
+        places["uv's cache"] = existing
+    elif not fresh and existing.stat().st_dev == plan.target.parent.stat().st_dev:
+        return  # what is cached is linked, not copied; uv says so if it is not enough
+    for what, place in places.items():
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise SurroundingsError(
+                f"not enough room for {what} on {place}",
+                f"needs {_gib(needed)}, {_gib(free)} are free",
+                "free space, choose another disk with --path, or set UV_CACHE_DIR",
+            )
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _uv(arguments: list[str], plan: Plan, offline: bool, progress: Callable[[int], None]) -> None:
+    """Run uv; ``progress`` is told of the bytes it has written so far."""
+    command = [uv_binary(), *arguments, "--no-progress"]
+    if offline:
+        command.append("--offline")
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_die_with_parent,
+    )
+    assert process.stderr is not None
+    try:
+        while True:
+            try:
+                _, stderr = process.communicate(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                progress(_bytes_written(process.pid))
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode:
+        raise _explain(stderr.strip(), plan, offline)
+
+
+def _bytes_written(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/io").read_text(encoding="ascii").splitlines():
+            if line.startswith("wchar:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def _explain(message: str, plan: Plan, offline: bool) -> SurroundingsError:
+    """Turn uv's message into ours: what, why, what next."""
+    lower = message.lower()
+    if "hash mismatch" in lower:
+        return SurroundingsError(
+            "a wheel does not have the sha256 of the lock; nothing was installed",
+            message,
+            "a mirror or a proxy changes files: compare UV_DEFAULT_INDEX with PyPI",
+        )
+    if "no space left" in lower or "disk quota" in lower:
+        return SurroundingsError(
+            "the disk is full; nothing was left behind",
+            message,
+            f"free {_gib(plan.unpacked)}, choose another disk with --path, or set UV_CACHE_DIR",
+        )
+    if "no interpreter found" in lower or "no python" in lower or "python download" in lower:
+        return SurroundingsError(
+            f"no Python {plan.python} on this machine, and uv could not download one",
+            message,
+            f"install Python {plan.python}, or choose one of "
+            f"{', '.join(plan.lock.pythons)} with --python",
+        )
+    if offline:
+        return SurroundingsError(
+            "uv's cache does not hold everything",
+            message,
+            "run once without --offline",
+        )
+    if any(sign in lower for sign in ("dns", "connect", "timed out", "network", "error sending")):
+        return SurroundingsError(
+            "the package index cannot be reached",
+            message,
+            "check the network and run again: finished downloads are kept",
+        )
+    return SurroundingsError("uv could not install the stack", message, "run again")
+
+
+def _site_packages(root: Path) -> Path:
+    (found,) = root.glob("lib/python3*/site-packages")
+    return found
+
+
+def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
+    """Audit every file and import torch, side by side."""
+    started = time.monotonic()
+    check = subprocess.Popen(
+        [str(root / "bin" / "python"), "-I", str(_CHECK)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        site = _site_packages(root)
+        files = list(walk(site))
+        total = sum(size for _, size in files)
+        done = 0
+
+        def scanned(count: int) -> None:
+            nonlocal done
+            done += count
+            tell("auditing", done, total)
+
+        try:
+            libraries = audit.summarise(scan_tree(site, files, scanned))
+        except DeviceCodeError as error:
+            raise SurroundingsError(
+                "a file of the environment is corrupt", str(error), "run again with --recreate"
+            ) from error
+        tell("importing torch", total, total)
+        output, _ = check.communicate(timeout=600)
+    except BaseException:
+        check.kill()
+        check.wait()
+        raise
+    try:
+        torch: dict[str, Any] = json.loads(output)
+    except ValueError:
+        torch = {"error": f"Python ended with code {check.returncode} while importing torch"}
+    return _manifest(plan, root, site, libraries, torch, time.monotonic() - started)
+
+
+def _manifest(
+    plan: Plan,
+    root: Path,
+    site: Path,
+    libraries: tuple[audit.Library, ...],
+    torch: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    stack = plan.stack
+    torch_cuda = read_torch_cuda(site)
+    capabilities = sorted({gpu.capability for gpu in stack.gpus})
+    verdicts = [audit.judge(libraries, capability, torch_cuda) for capability in capabilities]
+    owner = dict(owners(site, "", {library.path for library in libraries}))
+    return {
+        "schema": SCHEMA,
+        "tool": __version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "name": stack.name,
+        "path": str(plan.target),
+        "gpus": [gpu.name for gpu in stack.gpus],
+        "engine": stack.engine.name,
+        "stack": stack.facts.name,
+        "lock": {"name": plan.lock.name, "digest": plan.lock.digest},
+        "python": plan.python,
+        "driver": {
+            "branch": stack.driver.branch.branch,
+            "latest": stack.driver.branch.latest,
+            "module": stack.driver.flavour,
+        },
+        "reasons": [
+            {"subject": item.subject, "choice": item.choice, "because": item.because}
+            for item in stack.reasons
+        ],
+        "notes": list(stack.notes),
+        "packages": {package.name: package.version for package in plan.lock.packages},
+        "audit": [verdict_document(verdict, owner) for verdict in verdicts],
+        "libraries": [
+            {
+                "path": library.path,
+                "size": library.size,
+                "distribution": owner.get(library.path, ""),
+                "groups": [
+                    {"count": group.count, "linkage": group.linkage, "code": list(group.code)}
+                    for group in library.groups
+                ],
+            }
+            for library in libraries
+        ],
+        "torch": torch,
+        "arch_flags": compare_arch_flags(torch, libraries),
+        "gpu_run": gpu_run(torch),
+        "seconds": round(seconds, 2),
+        "fingerprint": fingerprint(root),
+    }
+
+
+def verdict_document(verdict: audit.Verdict, owner: dict[str, str] | None = None) -> dict[str, Any]:
+    """A verdict as JSON; ``owner`` maps library paths to distributions."""
+    names = owner or {}
+    return {
+        "capability": str(verdict.capability),
+        "outcome": verdict.outcome,
+        "summary": audit.describe(verdict),
+        "driver": verdict.driver,
+        "lost": list(verdict.lost),
+        "missing": list(verdict.missing),
+        "libraries": [
+            {
+                "path": item.path,
+                "distribution": names.get(item.path, ""),
+                "role": item.role,
+                "state": item.state,
+                "containers": item.containers,
+                "sass": item.sass,
+                "jit": item.jit,
+                "driver": item.driver,
+            }
+            for item in verdict.libraries
+        ],
+    }
+
+
+def compare_arch_flags(
+    torch: dict[str, Any], libraries: tuple[audit.Library, ...]
+) -> dict[str, Any]:
+    """What torch says it was built for, against what every container of its library holds."""
+    cuda = next(
+        (library for library in libraries if library.path == "torch/lib/libtorch_cuda.so"), None
+    )
+    held = sorted(audit.everywhere(cuda)) if cuda is not None else []
+    said = sorted(torch.get("arch_flags", []))
+    return {"said": said, "held": held, "agree": bool(said) and set(said) == set(held)}
+
+
+def gpu_run(torch: dict[str, Any]) -> str:
+    """``not run`` without a driver; else what was computed on which GPU."""
+    devices = torch.get("devices") or []
+    if not devices:
+        return "not run"
+    return "; ".join(
+        f"ran on {device['name']}"
+        if device.get("ran")
+        else f"failed on {device['name']}: {device.get('error', 'wrong result')}"
+        for device in devices
+    )
+
+
+def build_settings(stack: Stack) -> list[tuple[str, str, str]]:
+    """Environment variables for builds and runs: name, value, reason."""
+    capabilities = sorted({gpu.capability for gpu in stack.gpus})
+    return [
+        (
+            "TORCH_CUDA_ARCH_LIST",
+            ";".join(str(capability) for capability in capabilities),
+            "extensions built against PyTorch get code for exactly these GPUs",
+        ),
+        (
+            "CUDAARCHS",
+            ";".join(str(capability.number) for capability in capabilities),
+            "the same for CMake projects that do not choose themselves",
+        ),
+        (
+            "CUDA_DEVICE_ORDER",
+            "PCI_BUS_ID",
+            "number the GPUs as nvidia-smi does, not fastest first",
+        ),
+        (
+            "CUDA_MODULE_LOADING",
+            "LAZY",
+            "load kernels when they are used: less memory on the card, quicker start",
+        ),
+        (
+            "CUDA_CACHE_MAXSIZE",
+            str(4 << 30),
+            "keep code that the driver compiled from PTX (4 GiB instead of 1)",
+        ),
+    ]
+
+
+def _write_reports(root: Path, manifest: dict[str, Any], stack: Stack) -> None:
+    lines = [
+        "# Source this file:  . activate",
+        f"# {manifest['stack']} stack for {', '.join(manifest['gpus'])}",
+        'if [ -n "${BASH_SOURCE:-}" ]; then _here="$BASH_SOURCE"',
+        'elif [ -n "${ZSH_VERSION:-}" ]; then eval \'_here="${(%):-%x}"\'',
+        f'else _here="{manifest["path"]}/{ACTIVATE}"; fi',
+        '_here="$(cd "$(dirname "$_here")" && pwd)"',
+        '. "$_here/bin/activate"',
+        "unset _here",
+    ]
+    for name, value, reason in build_settings(stack):
+        lines += [f"# {reason}", f'export {name}="{value}"']
+    (root / ACTIVATE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (root / REPORT).write_text(report.html(manifest), encoding="utf-8")
+    temporary = root / f"{MANIFEST}.new"
+    temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(root / MANIFEST)

@@ -1,0 +1,27 @@
+"""Errors a person is told of, each with its exit code: what, why, what to do next."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input (exit code 2), or surroundings that failed (3).
+
+    Args:
+        what: what is wrong, one line.
+        why: the reason or the evidence, if there is more to say.
+        next_step: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, why: str = "", next_step: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.next_step = next_step
+
+
+class SurroundingsError(UserError):
+    """The network, the disk or a permission failed: exit code 3."""
+
+    exit_code = 3

@@ -1,0 +1,26 @@
+"""Options and shared things of the artefact tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--large",
+        action="store_true",
+        help="also run the tests that download several gigabytes of wheels",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "large: downloads gigabytes; only runs with --large")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--large", default=False):
+        return
+    skip = pytest.mark.skip(reason="downloads gigabytes of wheels: run with --large")
+    for item in items:
+        if "large" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,30 @@
+{
+  description = "What flake.nix takes from nixpkgs, with nothing behind it: mkShell keeps its arguments";
+
+  outputs =
+    { ... }:
+    let
+      system = "x86_64-linux";
+      package = name: { outPath = "/stub/${name}"; };
+    in
+    {
+      legacyPackages.${system} = {
+        mkShell =
+          arguments:
+          derivation {
+            inherit (arguments) name;
+            inherit system;
+            builder = "/bin/sh";
+          }
+          // {
+            inherit arguments;
+          };
+        python311 = package "python3.11";
+        python312 = package "python3.12";
+        python313 = package "python3.13";
+        stdenv.cc.cc.lib = package "gcc-lib";
+        uv = package "uv";
+        zlib = package "zlib";
+      };
+    };
+}

@@ -1,0 +1,386 @@
+"""The flake against Python: the same data read, the same stack or refusal for every GPU.
+
+Needs Nix (2.8 or newer), but neither a daemon nor a network nor nixpkgs: all that is evaluated here
+is our own, with a store in a temporary folder. Nothing is built. Where Nix is missing, the tests
+fail and say how to get it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog import Gpu
+from legacy_cuda.resolve import Stack, resolve
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+STUB = Path(__file__).parent / "nixpkgs-stub"
+DATA = Path("python/src/legacy_cuda/catalog/data")
+TIMEOUT_S = 60
+CONFIG = """\
+experimental-features = nix-command flakes
+build-users-group =
+substituters =
+"""
+
+
+def as_nix(path: Path) -> str:
+    """A path as a Nix expression, whatever characters it has."""
+    return f"(/. + {json.dumps(str(path))})"
+
+
+@dataclass(frozen=True)
+class Nix:
+    """Nix with a store of its own, so that it works for any user and beside any installation."""
+
+    folder: Path
+
+    def instantiate(self, expression: str) -> subprocess.CompletedProcess[str]:
+        """Evaluate an expression in which ``nix`` is this repository's folder of that name."""
+        whole = f"let nix = {as_nix(ROOT / 'nix')}; in {expression}"
+        return self.run("nix-instantiate", "--eval", "--strict", "--json", "--expr", whole)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "NIX_CONFIG": CONFIG,
+            "NIX_CONF_DIR": str(self.folder / "etc"),
+            "NIX_LOCALSTATE_DIR": str(self.folder),
+            "NIX_LOG_DIR": str(self.folder / "log"),
+            "NIX_REMOTE": "local",
+            "NIX_STATE_DIR": str(self.folder / "state"),
+            "NIX_STORE_DIR": str(self.folder / "store"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+        }
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of such an expression."""
+        done = self.instantiate(expression)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def flake(self, *arguments: str) -> str:
+        """``nix ARGUMENTS`` without a network; flake.nix and flake.lock must agree."""
+        done = self.run("nix", "--offline", *arguments, "--no-write-lock-file")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def nix(tmp_path_factory: pytest.TempPathFactory) -> Nix:
+    for program in ("nix", "nix-instantiate"):
+        if shutil.which(program) is None:
+            pytest.fail(f"{program} is not on PATH: apt-get install nix-bin (2.8 is enough)")
+    return Nix(tmp_path_factory.mktemp("nix"))
+
+
+@pytest.fixture(scope="session")
+def flake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The flake by itself: what it reads and nothing else, tracked by git or not."""
+    folder = tmp_path_factory.mktemp("flake")
+    for name in ("flake.nix", "flake.lock"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "nix", folder / "nix")
+    shutil.copytree(ROOT / DATA, folder / DATA, ignore=shutil.ignore_patterns("evidence"))
+    return f"path:{folder}"
+
+
+def answer(gpus: tuple[Gpu, ...], engine: str) -> dict[str, Any]:
+    """Python's answer in the form of Nix's, without the sentences that explain a refusal."""
+    found = resolve(gpus, catalog.find_engine(engine))
+    names = [gpu.name for gpu in found.gpus]
+    if not isinstance(found, Stack):
+        return {"refusal": {"rule": found.rule, "engine": engine, "gpus": names}}
+    branch = found.driver.branch
+    return {
+        "gpus": names,
+        "engine": engine,
+        "stack": found.facts.name,
+        "lock": found.facts.lock,
+        "cuda": "{}.{}".format(*found.facts.cuda),
+        "toolkit": "{}.{}".format(*found.toolkit.version),
+        "pythons": list(found.facts.pythons),
+        "gccMax": found.toolkit.gcc_max,
+        "driver": {
+            "branch": branch.branch,
+            "latest": branch.latest,
+            "flavour": found.driver.flavour,
+            "nixosAttribute": branch.nixos_attribute,
+        },
+    }
+
+
+def nix_answers(
+    nix: Nix, folder: Path, questions: list[tuple[str, tuple[Gpu, ...]]], change: str = "{ }"
+) -> list[dict[str, Any]]:
+    """Nix's answers, in one evaluation, with a catalog changed by a Nix expression."""
+    asked = folder / "questions.json"
+    asked.write_text(
+        json.dumps([[engine, [gpu.name for gpu in gpus]] for engine, gpus in questions])
+    )
+    return nix.evaluate(
+        f"""
+        let
+          catalog = import (nix + "/catalog.nix");
+          stacks = import (nix + "/stacks.nix") (catalog // {change});
+          ask = question: stacks.resolveFor (builtins.elemAt question 0)
+            (builtins.elemAt question 1);
+          brief = found: if found ? refusal
+            then {{ refusal = builtins.removeAttrs found.refusal [ "because" ]; }}
+            else found;
+        in
+        map (question: brief (ask question)) (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
+        """
+    )
+
+
+def compare(
+    nix: Nix, folder: Path, questions: list[tuple[str, tuple[Gpu, ...]]], change: str = "{ }"
+) -> set[str]:
+    """Hold Nix's answers against Python's; the stacks and the rules that came up."""
+    answers = nix_answers(nix, folder, questions, change)
+    assert len(answers) == len(questions)
+    differences = [
+        (engine, [gpu.name for gpu in gpus], found, expected)
+        for (engine, gpus), found in zip(questions, answers, strict=True)
+        if found != (expected := answer(gpus, engine))
+    ]
+    assert not differences, f"{len(differences)} differ, the first (Nix, Python): {differences[0]}"
+    return {found.get("stack") or found["refusal"]["rule"] for found in answers}
+
+
+def one_of_each_capability() -> list[Gpu]:
+    return list({gpu.capability: gpu for gpu in catalog.gpus()}.values())
+
+
+def sets_of(gpus: list[Gpu], largest: int) -> Iterator[tuple[Gpu, ...]]:
+    for size in range(1, largest + 1):
+        yield from itertools.combinations_with_replacement(gpus, size)
+
+
+def test_all_pairs_of_cards(nix: Nix, tmp_path: Path) -> None:
+    questions = [("torch", gpus) for gpus in sets_of(list(catalog.gpus()), 2)]
+    cards = len(catalog.gpus())
+    assert len(questions) == cards + cards * (cards + 1) // 2
+    seen = compare(nix, tmp_path, questions)
+    assert {stack.name for stack in catalog.stacks()} <= seen
+    assert {"not-legacy", "engine-refused", "driver-branch", "kernel-module-flavour"} <= seen
+
+
+def test_three_and_four_capabilities_in_one_machine(nix: Nix, tmp_path: Path) -> None:
+    sets = itertools.chain.from_iterable(
+        itertools.combinations(one_of_each_capability(), size) for size in (3, 4)
+    )
+    # Given newest first: the order of the arguments must not matter.
+    compare(nix, tmp_path, [("torch", tuple(reversed(gpus))) for gpus in sets])
+
+
+def test_every_engine(nix: Nix, tmp_path: Path) -> None:
+    questions = [
+        (engine.name, gpus)
+        for engine in catalog.engines()
+        for gpus in sets_of(one_of_each_capability(), 2)
+    ]
+    assert "engine-not-packaged" in compare(nix, tmp_path, questions)
+
+
+def test_every_stack_alone(nix: Nix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer stacks, coverage decides more often."""
+    questions = [("torch", gpus) for gpus in sets_of(one_of_each_capability(), 2)]
+    stacks = catalog.stacks()
+    for stack in stacks:
+        monkeypatch.setattr(catalog, "stacks", lambda only=stack: (only,))
+        change = f'{{ stackList = [ catalog.stacks."{stack.name}" ]; }}'
+        assert {stack.name, "coverage"} <= compare(nix, tmp_path, questions, change)
+
+
+def test_the_driver_limits_the_stack(
+    nix: Nix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stacks that cover everything, only the driver's age decides between them."""
+    everything = tuple(catalog.capabilities())
+    stacks = tuple(replace(stack, covers=everything) for stack in catalog.stacks())
+    monkeypatch.setattr(catalog, "stacks", lambda: stacks)
+    cover = "stack // { covers = builtins.attrNames catalog.capabilities; }"
+    questions = [("torch", gpus) for gpus in sets_of(one_of_each_capability(), 2)]
+    seen = compare(
+        nix, tmp_path, questions, f"{{ stackList = map (stack: {cover}) catalog.stackList; }}"
+    )
+    assert {"kepler", "volta"} <= seen
+    assert "coverage" not in seen
+
+    monkeypatch.setattr(catalog, "stacks", lambda: stacks[1:])
+    change = f"{{ stackList = map (stack: {cover}) (builtins.tail catalog.stackList); }}"
+    assert "coverage" in compare(nix, tmp_path, questions, change)
+
+
+def test_every_spelling_of_a_card(nix: Nix, tmp_path: Path) -> None:
+    texts = {
+        text
+        for gpu in catalog.gpus()
+        for name in (gpu.name, gpu.product, *gpu.aliases, *gpu.pci_ids)
+        for text in (name, name.upper(), f"NVIDIA {name}")
+        if ":" not in text or " " not in text
+    }
+    asked = tmp_path / "texts.json"
+    asked.write_text(json.dumps(sorted(texts)))
+    found = nix.evaluate(
+        f"""
+        map (text: ((import (nix + "/catalog.nix")).findGpu text).name)
+          (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
+        """
+    )
+    assert dict(zip(sorted(texts), found, strict=True)) == {
+        text: catalog.find_gpu(text).name for text in texts
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ('resolve [ "p41" ]', 'no GPU called "p41"'),
+        ("resolve [ ]", "at least one GPU"),
+        ('resolveFor "torhc" [ "p40" ]', 'no engine "torhc"'),
+    ],
+)
+def test_bad_arguments_are_named(nix: Nix, call: str, message: str) -> None:
+    done = nix.instantiate(f'(import (nix + "/stacks.nix") (import (nix + "/catalog.nix"))).{call}')
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def same(nix_value: Any, python_value: Any) -> bool:
+    """Equal, but that Nix writes floats with six digits."""
+    if isinstance(python_value, float):
+        return math.isclose(nix_value, python_value, rel_tol=1e-5)
+    if isinstance(python_value, dict):
+        return nix_value.keys() == python_value.keys() and all(
+            same(nix_value[key], value) for key, value in python_value.items()
+        )
+    if isinstance(python_value, list):
+        return len(nix_value) == len(python_value) and all(map(same, nix_value, python_value))
+    return type(nix_value) is type(python_value) and nix_value == python_value
+
+
+def test_both_read_the_same_from_every_file(nix: Nix) -> None:
+    files = sorted(file.relative_to(ROOT / DATA) for file in (ROOT / DATA).rglob("*.toml"))
+    assert files
+    reads = " ".join(
+        f"(builtins.fromTOML (builtins.readFile {as_nix(ROOT / DATA / file)}))" for file in files
+    )
+    for file, found in zip(files, nix.evaluate(f"[ {reads} ]"), strict=True):
+        with (catalog.DATA / file).open("rb") as stream:
+            assert same(found, tomllib.load(stream)), f"{file}: Nix and Python read it differently"
+
+
+def test_every_lock_can_be_had(nix: Nix) -> None:
+    names = nix.evaluate(
+        'builtins.mapAttrs (_: lock: lock.name) (import (nix + "/catalog.nix")).locks'
+    )
+    assert names == {stack.lock: stack.lock for stack in catalog.stacks()}
+
+
+def test_lib_needs_no_input(nix: Nix, flake: str) -> None:
+    """Offline, with an empty cache: evaluation would fail if it tried to fetch nixpkgs."""
+    offered = sorted(
+        gpu.name
+        for gpu in catalog.gpus()
+        if isinstance(resolve([gpu], catalog.find_engine("torch")), Stack)
+    )
+    for attribute, expected in {
+        "devShellNames": offered,
+        "stackFor.p40.lock": "torch-2.7.1",
+        "gpus.p40.capability": "6.1",
+        "stacks.kepler.lock": "torch-2.0.1",
+    }.items():
+        found = nix.flake("eval", "--json", f"{flake}#lib.{attribute}", "--no-update-lock-file")
+        assert json.loads(found) == expected
+    found = nix.flake(
+        "eval", "--json", f"{flake}#lib.resolve", "--apply", 'f: (f [ "p40" "k80" ]).stack'
+    )
+    assert json.loads(found) == "kepler"
+
+
+def test_dev_shells(nix: Nix, flake: str) -> None:
+    """What mkShell is called with. That such a shell works is not shown here."""
+    shells = json.loads(
+        nix.flake(
+            "eval",
+            "--json",
+            f"{flake}#devShells.x86_64-linux",
+            "--override-input",
+            "nixpkgs",
+            f"path:{STUB}",
+            "--apply",
+            "builtins.mapAttrs (_: shell: shell.arguments)",
+        )
+    )
+    for gpu in catalog.gpus():
+        found = answer((gpu,), "torch")
+        assert (gpu.name in shells) == ("stack" in found)
+        if gpu.name in shells:
+            python = f"/stub/python{found['pythons'][0]}"
+            assert shells[gpu.name] == {
+                "name": f"legacy-cuda-{gpu.name}",
+                "packages": [python, "/stub/uv"],
+                "env": {
+                    "LEGACY_CUDA_GPU": gpu.name,
+                    "LEGACY_CUDA_STACK": found["stack"],
+                    "UV_PYTHON": f"{python}/bin/python3",
+                    "UV_PYTHON_DOWNLOADS": "never",
+                    "LD_LIBRARY_PATH": "/run/opengl-driver/lib:/stub/gcc-lib/lib:/stub/zlib/lib",
+                },
+            }
+
+
+@pytest.mark.parametrize(
+    ("pythons", "chosen"), [(["3.10", "3.13"], "3.13"), (["3.10"], "3.10"), ([], None)]
+)
+def test_dev_shell_takes_a_python_that_nixpkgs_has(
+    nix: Nix, pythons: list[str], chosen: str | None
+) -> None:
+    attributes = " ".join(f'python{text.replace(".", "")} = "{text}";' for text in pythons)
+    done = nix.instantiate(
+        f"""
+        let
+          stacks = import (nix + "/stacks.nix") (import (nix + "/catalog.nix"));
+          pkgs = {{ {attributes} uv = "uv"; mkShell = arguments: arguments; }};
+          shells = import (nix + "/shells.nix") {{ inherit (stacks) stackFor devShellNames; }} pkgs;
+        in
+        builtins.head shells.p40.packages
+        """
+    )
+    if chosen is None:
+        assert done.returncode != 0
+        assert "has no Python of the stack pascal" in done.stderr
+    else:
+        assert json.loads(done.stdout) == chosen
+
+
+def test_flake_check_and_show(nix: Nix, flake: str) -> None:
+    stub = ("--override-input", "nixpkgs", f"path:{STUB}")
+    nix.flake("flake", "check", "--no-build", flake, *stub)
+    shown = json.loads(nix.flake("flake", "show", "--json", flake, *stub))
+    assert shown["devShells"]["x86_64-linux"]["p40"]["name"] == "legacy-cuda-p40"
