@@ -54,5 +54,5 @@ in
 
   # The card of that name, alias, product name or PCI id ("10de:1b38").
   findGpu =
-    text: index.${normal text} or (throw "no GPU called \"${text}\" is in the catalog: see lib.gpus");
+    text: index.${normal text} or (throw "no GPU called \"${text}\" is in the catalog");
 }

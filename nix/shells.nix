@@ -12,7 +12,7 @@ let
       known = builtins.filter (version: pkgs ? ${attribute version}) resolved.pythons;
       python =
         if known == [ ] then
-          throw "this nixpkgs has no Python of the stack ${resolved.stack}: ${toString resolved.pythons}"
+          throw "nixpkgs has no Python of the stack ${resolved.stack}: ${toString resolved.pythons}"
         else
           pkgs.${attribute (builtins.head known)};
     in

@@ -1,5 +1,5 @@
-# From GPUs and an engine to a stack, or to a refusal: the rules of legacy_cuda/resolve.py, once more
-# for Nix. tests/nix holds the two against each other. Plain builtins, no nixpkgs.
+# From GPUs and an engine to a stack, or to a refusal: the rules of legacy_cuda/resolve.py, once
+# more for Nix. tests/nix holds the two against each other. Plain builtins, no nixpkgs.
 catalog:
 let
   inherit (builtins)
@@ -55,7 +55,8 @@ let
     capabilities: drivers:
     filter (
       stack:
-      all (capability: elem capability stack.covers) capabilities && any (runsCuda stack.cuda) drivers
+      all (capability: elem capability stack.covers) capabilities
+      && any (runsCuda stack.cuda) drivers
     ) catalog.stackList;
 
   # Any branch that knows all of them, whatever the flavour of its module?

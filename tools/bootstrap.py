@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,8 +59,10 @@ def environment(requirements: Path) -> Path:
         uv = find_uv(requirements)
         _run([uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, building])
         _run(
-            [uv, "pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"]
-            + ["--python", building / "bin" / "python", requirements]
+            [
+                *(uv, "pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"),
+                *("--python", building / "bin" / "python", requirements),
+            ]
         )
         (site,) = building.glob("lib/python3*/site-packages")
         (site / "legacy_cuda_source.pth").write_text(f"{source}\n", encoding="utf-8")
@@ -95,9 +98,11 @@ def find_uv(requirements: Path) -> Path:
         pin.write_text(match[0], encoding="utf-8")
         pip, variables = find_pip(Path(temporary))
         _run(
-            [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            + ["--require-hashes", "--only-binary", ":all:", "--upgrade"]
-            + ["--target", folder, "--requirement", pin],
+            [
+                *(*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps"),
+                *("--require-hashes", "--only-binary", ":all:", "--upgrade"),
+                *("--target", folder, "--requirement", pin),
+            ],
             variables,
         )
     return program
@@ -109,7 +114,7 @@ def find_pip(temporary: Path) -> tuple[list[str], dict[str, str]]:
     Raises:
         BootstrapError: there is none, and none could be had.
     """
-    command = [sys.executable, "-m", "pip"]
+    command: list[str] = [sys.executable, "-m", "pip"]
     probe = subprocess.run([*command, "--version"], capture_output=True, check=False)
     if probe.returncode == 0:
         return command, {}
@@ -143,7 +148,7 @@ def debian_pip(temporary: Path) -> Path | None:
     return None
 
 
-def _run(command: list[str | Path], variables: dict[str, str] | None = None) -> None:
+def _run(command: Sequence[str | Path], variables: dict[str, str] | None = None) -> None:
     done = subprocess.run(
         [str(part) for part in command],
         env={**os.environ, **(variables or {})},

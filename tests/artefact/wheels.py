@@ -54,12 +54,16 @@ class Wheel:
 class Section:
     """What one section of a library holds.
 
-    ``unregistered`` counts the containers of .nv_fatbin that no registration record points to.
+    ``unregistered`` counts the containers that no registration record points to (in .nv_fatbin and
+    __nv_relfatbin), ``relocatable`` the cubins of ELF type REL outside __nv_relfatbin, ``opaque``
+    the payloads of intermediate code that are scrambled.
     """
 
     containers: int
     stubs: int
     unregistered: int
+    relocatable: int
+    opaque: int
     entries: dict[str, int]
 
 
@@ -97,6 +101,8 @@ def read_list(path: Path = LIST) -> tuple[dict[str, Wheel], list[Library]]:
                     part["containers"],
                     part.get("stubs", 0),
                     part.get("unregistered", 0),
+                    part.get("relocatable", 0),
+                    part.get("opaque", 0),
                     part["entries"],
                 )
                 for name, part in row["sections"].items()

@@ -31,13 +31,16 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-STUB = Path(__file__).parent / "nixpkgs-stub"
 DATA = Path("python/src/legacy_cuda/catalog/data")
 TIMEOUT_S = 60
 CONFIG = """\
 experimental-features = nix-command flakes
 build-users-group =
 substituters =
+"""
+
+OF_EACH_TYPE = """\
+lib: builtins.groupBy (name: builtins.typeOf lib.${name}) (builtins.attrNames lib)
 """
 
 
@@ -105,6 +108,14 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> str:
     shutil.copytree(ROOT / "nix", folder / "nix")
     shutil.copytree(ROOT / DATA, folder / DATA, ignore=shutil.ignore_patterns("evidence"))
     return f"path:{folder}"
+
+
+@pytest.fixture(scope="session")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The arguments that put the stub in the place of nixpkgs."""
+    folder = tmp_path_factory.mktemp("nixpkgs")
+    shutil.copy(Path(__file__).parent / "nixpkgs-stub" / "flake.nix", folder)
+    return ("--override-input", "nixpkgs", f"path:{folder}")
 
 
 def answer(gpus: tuple[Gpu, ...], engine: str) -> dict[str, Any]:
@@ -317,22 +328,26 @@ def test_lib_needs_no_input(nix: Nix, flake: str) -> None:
     }.items():
         found = nix.flake("eval", "--json", f"{flake}#lib.{attribute}", "--no-update-lock-file")
         assert json.loads(found) == expected
+    types = nix.flake("eval", "--json", f"{flake}#lib", "--apply", OF_EACH_TYPE)
+    assert json.loads(types) == {
+        "lambda": ["findGpu", "mkDevShells", "resolve", "resolveFor"],
+        "list": ["devShellNames"],
+        "set": ["capabilities", "engines", "gpus", "locks", "stackFor", "stacks", "toolkits"],
+    }
     found = nix.flake(
         "eval", "--json", f"{flake}#lib.resolve", "--apply", 'f: (f [ "p40" "k80" ]).stack'
     )
     assert json.loads(found) == "kepler"
 
 
-def test_dev_shells(nix: Nix, flake: str) -> None:
+def test_dev_shells(nix: Nix, flake: str, stub: tuple[str, ...]) -> None:
     """What mkShell is called with. That such a shell works is not shown here."""
     shells = json.loads(
         nix.flake(
             "eval",
             "--json",
             f"{flake}#devShells.x86_64-linux",
-            "--override-input",
-            "nixpkgs",
-            f"path:{STUB}",
+            *stub,
             "--apply",
             "builtins.mapAttrs (_: shell: shell.arguments)",
         )
@@ -379,8 +394,7 @@ def test_dev_shell_takes_a_python_that_nixpkgs_has(
         assert json.loads(done.stdout) == chosen
 
 
-def test_flake_check_and_show(nix: Nix, flake: str) -> None:
-    stub = ("--override-input", "nixpkgs", f"path:{STUB}")
+def test_flake_check_and_show(nix: Nix, flake: str, stub: tuple[str, ...]) -> None:
     nix.flake("flake", "check", "--no-build", flake, *stub)
     shown = json.loads(nix.flake("flake", "show", "--json", flake, *stub))
     assert shown["devShells"]["x86_64-linux"]["p40"]["name"] == "legacy-cuda-p40"

@@ -234,7 +234,7 @@ def test_section_names_far_from_the_section_table(
 
 
 def test_a_large_section_table_over_many_pieces(tmp_path: Path) -> None:
-    functions = [Sec(f".text.f{number}", b"x") for number in range(40_000)]
+    functions = [Sec(f".text.f{number}", b"x") for number in range(50_000)]
     data = Elf([Sec(".nv_fatbin", PASCAL), *functions], type=1).build()
     assert len(data) > 3 << 20
     found = on_disk(tmp_path, data)

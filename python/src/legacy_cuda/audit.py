@@ -91,7 +91,7 @@ def summarise(files: Iterable[FileCode]) -> tuple[Library, ...]:
             continue
         counts: Counter[tuple[Linkage, tuple[str, ...]]] = Counter()
         for placed in file.containers:
-            code = sorted({entry.label for entry in placed.container.entries}, key=_label_order)
+            code = sorted({entry.label for entry in placed.container.entries}, key=label_order)
             linkage: Linkage = placed.linkage
             if placed.container.stub and linkage == "loadable":
                 linkage = "stub"
@@ -106,7 +106,8 @@ def summarise(files: Iterable[FileCode]) -> tuple[Library, ...]:
     return tuple(sorted(libraries, key=lambda library: library.path))
 
 
-def _label_order(label: str) -> tuple[str, int, str]:
+def label_order(label: str) -> tuple[str, int, str]:
+    """What to sort labels by: SASS and PTX apart, then by capability."""
     kind, _, rest = label.partition("_")
     digits = "".join(char for char in rest.partition("@")[0] if char.isdigit())
     return kind, int(digits or 0), rest
@@ -266,7 +267,10 @@ def describe(verdict: Verdict) -> str:
         parts = []
         for path in verdict.missing[:3]:
             library = next(item for item in verdict.libraries if item.path == path)
-            parts.append(f"{_name(path)} serves it in {library.serving} of {library.containers}")
+            parts.append(
+                f"{_name(path)} has code for it in {library.serving} of "
+                f"{library.containers} containers"
+            )
         more = len(verdict.missing) - 3
         return "does not run: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
     text = "runs"

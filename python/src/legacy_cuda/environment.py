@@ -545,8 +545,8 @@ def compare_arch_flags(
     cuda = next(
         (library for library in libraries if library.path == "torch/lib/libtorch_cuda.so"), None
     )
-    held = sorted(audit.everywhere(cuda)) if cuda is not None else []
-    said = sorted(torch.get("arch_flags", []))
+    held = sorted(audit.everywhere(cuda), key=audit.label_order) if cuda is not None else []
+    said = sorted(torch.get("arch_flags", []), key=audit.label_order)
     return {"said": said, "held": held, "agree": bool(said) and set(said) == set(held)}
 
 

@@ -309,8 +309,8 @@ def _reasons(
     )
     yield Reason(
         "Python",
-        facts.pythons[0],
-        f"the lock has wheels for {', '.join(sorted(facts.pythons, key=lambda p: p.split('.')))}",
+        " or ".join(sorted(facts.pythons, key=catalog.version_tuple)),
+        "the lock has wheels for these",
     )
 
 

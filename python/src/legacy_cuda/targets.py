@@ -68,7 +68,9 @@ def load(
             raise UserError(f"{target} is not a regular file", "only files and folders are read")
     except DeviceCodeError as error:
         raise UserError(
-            f"{target} cannot be judged", str(error), "get the file again and compare its sha256"
+            f"{target} cannot be judged",
+            str(error),
+            "name a wheel, a library, a folder or an environment; is it complete?",
         ) from error
     except OSError as error:
         raise SurroundingsError(f"{target} cannot be read", str(error)) from error

@@ -1,5 +1,5 @@
 {
-  description = "What flake.nix takes from nixpkgs, with nothing behind it: mkShell keeps its arguments";
+  description = "What flake.nix takes from nixpkgs, with nothing behind it";
 
   outputs =
     { ... }:
@@ -9,6 +9,7 @@
     in
     {
       legacyPackages.${system} = {
+        # A derivation that nobody builds, with the arguments kept for the tests.
         mkShell =
           arguments:
           derivation {

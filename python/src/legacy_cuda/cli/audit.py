@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from legacy_cuda.cli import output
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             def scanned(count: int, target: str = target) -> None:
                 nonlocal done
                 done += count
-                update(f"reading {target}"[:60], done, done)
+                update(f"reading {target}"[:60], done, 0)
 
             subjects.append(targets.load(target, arguments.python, arguments.rescan, scanned))
     good = True
@@ -73,8 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [["", *(f"{gpu.name} ({gpu.capability})" for gpu in gpus)]]
     details: list[str] = []
     for subject in subjects:
-        row = [subject.name]
+        row = [f"{subject.package} {subject.version}" if subject.package else subject.name]
         verdicts = []
+        texts: dict[str, list[str]] = {}
         owner = dict(subject.owners)
         for gpu in gpus:
             verdict = audit.judge(subject.libraries, gpu.capability, subject.torch_cuda)
@@ -87,8 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
             verdicts.append(
                 {"gpu": gpu.name, **verdict_document(verdict, owner), "newest_that_runs": newest}
             )
-            details.append(_detail(subject, gpu.name, verdict, newest, owner, arguments.verbose))
+            text = _detail(subject, verdict, newest, owner, arguments.verbose)
+            texts.setdefault(text, []).append(f"{gpu.name} ({gpu.capability})")
         rows.append(row)
+        details.append(output.paint(subject.name, "bold") + _origin(subject))
+        for text, names in texts.items():
+            first, *more = text.split("\n")
+            details += [output.wrapped("", f"{', '.join(names)}: {first}", 4), *more]
         documents.append(
             {
                 "name": subject.name,
@@ -107,36 +112,36 @@ def run(arguments: argparse.Namespace) -> int:
         print(output.table(rows, lambda cell: _STYLE.get(cell, ())))
         print()
     print("\n".join(details))
-    if any(subject.scanned for subject in subjects) and sys.stdout.isatty():
-        print(
-            output.paint("known wheels are judged by recorded evidence; --rescan reads them", "dim")
-        )
     return 0 if good else 1
 
 
+def _origin(subject: Any) -> str:
+    if subject.scanned:
+        return f" (evidence of {subject.scanned}; --rescan reads it anew)"
+    return f" (sha256 {subject.sha256[:12]})" if subject.sha256 else ""
+
+
 def _detail(
-    subject: Any, gpu: str, verdict: Any, newest: str | None, owner: dict[str, str], verbose: bool
+    subject: Any, verdict: Any, newest: str | None, owner: dict[str, str], verbose: bool
 ) -> str:
     from legacy_cuda import audit
 
     style = _STYLE.get(_SHORT[verdict.outcome], ())
     text = audit.describe(verdict)
-    head = output.paint(text, *style) if style else text
-    lines = [f"{subject.name} on {gpu} ({verdict.capability}): {head}"]
+    lines = [output.paint(text, *style) if style else text]
     if newest:
-        lines.append(f"  newest known version that runs there: {subject.package}=={newest}")
+        lines.append(f"    newest known version that runs there: {subject.package}=={newest}")
     elif not verdict.good and subject.package:
-        lines.append(f"  no version of {subject.package} that runs there is known here")
-    if subject.scanned:
-        lines.append(f"  evidence of {subject.scanned}, sha256 {subject.sha256[:16]}…")
+        lines.append(f"    no version of {subject.package} that runs there is known here")
     if verbose:
         for item in verdict.libraries:
             if item.state == "empty":
                 continue
             came = f" [{owner[item.path]}]" if item.path in owner else ""
             jit = f", {item.jit} through JIT" if item.jit else ""
+            role = "" if item.role == "core" else f" ({item.role})"
             lines.append(
-                f"  {item.state:<8} {item.sass} of {item.containers} containers{jit}  "
-                f"{item.path}{came}" + ("" if item.role == "core" else f" ({item.role})")
+                f"    {item.state:<8} {item.sass} of {item.containers} containers{jit}  "
+                f"{item.path}{came}{role}"
             )
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from legacy_cuda import catalog
@@ -84,6 +85,14 @@ def gib(size: float) -> str:
     return f"{size / (1 << 30):.1f} GiB"
 
 
+def short(path: Path) -> str:
+    """A path as a shell understands it, the home folder as ``~``."""
+    home = Path.home()
+    if path.is_relative_to(home) and home != Path("/"):
+        return f"~/{path.relative_to(home)}"
+    return str(path)
+
+
 def read_gpus(names: Sequence[str]) -> list[Gpu]:
     """GPUs by name, alias, product name or PCI id; commas separate too; ``2xp40`` is two.
 
@@ -127,7 +136,10 @@ def unknown(problem: CatalogError, next_step: str) -> UserError:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error, on a terminal only: called with what, done, total."""
+    """A progress bar on standard error, on a terminal only: called with what, done, total.
+
+    A total of 0 stands for one that is not known.
+    """
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
@@ -146,7 +158,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=min(done, total), total=total)
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=min(done, total) if total else done)
 
         yield update

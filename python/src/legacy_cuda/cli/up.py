@@ -75,7 +75,7 @@ def _announce(plan: Any) -> None:
         f"  {len(plan.lock.packages)} packages for Python {plan.python}: download "
         f"{output.gib(plan.download)} (less what is cached), on disk {output.gib(plan.unpacked)}"
     )
-    print(f"  to {plan.target}", flush=True)
+    print(f"  to {output.short(plan.target)}", flush=True)
 
 
 def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> int:
@@ -108,6 +108,8 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
         f"{driver['module']} kernel module"
     )
     names = ", ".join(name for name, _, _ in build_settings(plan.stack))
-    print(output.wrapped("  activate", f". {plan.target}/activate  (sets {names})", 13))
-    print(f"  report     {plan.target}/{REPORT}, {MANIFEST}")
+    print(
+        output.wrapped("  activate", f". {output.short(plan.target)}/activate  (sets {names})", 13)
+    )
+    print(f"  report     {output.short(plan.target)}/{REPORT}, {MANIFEST}")
     return 0 if good else 1

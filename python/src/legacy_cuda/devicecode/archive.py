@@ -137,7 +137,7 @@ class WheelReader:
         if member.method == zipfile.ZIP_STORED:
             return self.read(self._data_offset(member), min(member.stored_size, length))
         start = b""
-        for piece in self._inflate(member, length + 256, length):
+        for piece in self._inflate(member, length + 256, max(1, length)):
             start += piece
             if len(start) >= length:
                 break

@@ -1,0 +1,244 @@
+"""What is fuzzed: one function per reader, its seeds, and what must hold for every input.
+
+Everywhere, only `DeviceCodeError` may escape.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import builders
+
+from legacy_cuda.devicecode import (
+    Container,
+    ContainerScanner,
+    DeviceCodeError,
+    elf,
+    ptx,
+    scan_file,
+    scan_wheel,
+)
+from legacy_cuda.devicecode.archive import WheelReader
+from legacy_cuda.devicecode.fatbin import payload
+
+_SCRATCH = tempfile.TemporaryDirectory(prefix="legacy-cuda-fuzz-")
+
+
+def _scratch(data: bytes) -> Path:
+    path = Path(_SCRATCH.name, "input")
+    path.write_bytes(data)
+    return path
+
+
+def fuzz_elf(data: bytes) -> None:
+    """Headers, section tables and whole libraries; the stream finds what the file holds."""
+
+    def read(offset: int, length: int) -> bytes:
+        assert offset >= 0 and offset + length <= len(data), "asked for bytes outside the file"
+        return data[offset : offset + length]
+
+    with suppress(DeviceCodeError):
+        header = elf.parse_header(data[: elf.HEADER_SIZE])
+        with suppress(DeviceCodeError):
+            assert elf.cubin_capability(header).number >= 10
+        for section in elf.read_sections(header, read, len(data)):
+            assert section.offset + section.size <= len(data)
+    try:
+        on_disk = [scan_file(_scratch(data), "lib.so")]
+    except DeviceCodeError as error:
+        on_disk = [] if "neither" in str(error) else None
+    if len(data) >= 64:
+        try:
+            streamed = scan_wheel(_scratch(builders.wheel({"lib.so": data}, 0)), threads=1)
+        except DeviceCodeError:
+            streamed = None
+        assert streamed == on_disk, "the stream and the file disagree"
+
+
+def _scan(data: bytes, steps: bytes) -> list[Container] | None:
+    """Feed the data in pieces of these sizes, over and over, seeking to what is wanted."""
+    scanner = ContainerScanner()
+    turn = 0
+    try:
+        while scanner.wanted < len(data):
+            step = 1 + steps[turn % len(steps)] if steps else len(data)
+            before = scanner.wanted
+            scanner.feed(before, data[before : before + step])
+            assert scanner.wanted > before, "no progress"
+            turn += 1
+        return scanner.finish(len(data))
+    except DeviceCodeError:
+        return None
+
+
+def fuzz_fatbin(data: bytes) -> None:
+    """Containers and payloads; pieces of any size find what the whole does.
+
+    The first byte says how many of the following are the sizes of the pieces.
+    """
+    count = data[0] % 8 if data else 0
+    steps, data = data[1 : 1 + count], data[1 + count :]
+    whole = _scan(data, b"")
+    assert _scan(data, steps or b"\0") == whole, "pieces and the whole disagree"
+    for found in whole or []:
+        assert found.offset + found.size <= len(data)
+        for item in found.entries:
+            assert found.offset < item.offset
+            assert item.offset + item.size <= found.offset + found.size
+            with suppress(DeviceCodeError):
+                stored = data[item.offset : item.offset + item.size]
+                code = payload(item, stored, limit=1 << 24)
+                assert not item.compression or len(code) == item.uncompressed_size
+
+
+def _read_zip(data: bytes) -> None:
+    path = _scratch(data)
+    with suppress(DeviceCodeError):
+        scan_wheel(path, threads=1)
+    with suppress(DeviceCodeError), WheelReader(path) as wheel:
+        for member in wheel.members[:16]:
+            with suppress(DeviceCodeError):
+                head = wheel.head(member, 64)
+                content = b"".join(wheel.stream(member))
+                assert content.startswith(head), "the head is not the beginning"
+                assert len(content) == member.size
+                assert zlib.crc32(content) == member.crc
+                try:
+                    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                        info = next(
+                            info
+                            for info in archive.infolist()
+                            if not info.is_dir()
+                            and (info.filename, info.header_offset)
+                            == (member.name, member.header_offset)
+                        )
+                        expected = archive.read(info)
+                except Exception:  # zipfile refuses more (it compares the local header's name)
+                    continue
+                assert content == expected, "zipfile reads another content"
+
+
+def fuzz_zip(data: bytes) -> None:
+    """Whole wheels. An input that is none is taken for a member's deflate stream and wrapped."""
+    if b"PK\5\6" in data:
+        _read_zip(data)
+        return
+    packed = data
+    content = b""
+    with suppress(zlib.error):
+        content = zlib.decompressobj(-15).decompress(packed, 1 << 22)
+    name = "a.ptx" if content[:2] == b"//" else "a.so"
+    member = builders.RawMember(name, packed, len(content), zlib.crc32(content), 8)
+    _read_zip(builders.raw_zip(member))
+
+
+def fuzz_ptx(data: bytes) -> None:
+    """Heads of PTX modules."""
+    looks = ptx.looks_like_ptx(data)
+    try:
+        header = ptx.parse_header(data)
+    except DeviceCodeError:
+        return
+    assert looks
+    assert header.target.kind == "ptx"
+    assert ptx.parse_header(b"// comment\n/* another */\n" + data[: ptx.HEAD - 25]) == header
+
+
+def _deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush()
+
+
+def _containers() -> list[bytes]:
+    import lz4.block
+    import zstandard
+
+    code = builders.ptx() * 3
+    packed = [
+        (builders.LZ4, lz4.block.compress(code, store_size=False)),
+        (builders.ZSTD, zstandard.ZstdCompressor().compress(code)),
+        (builders.ZSTD, zstandard.ZstdCompressor(write_content_size=False).compress(code)),
+    ]
+    small = builders.entry(payload=builders.cubin(61, size=8))
+    return [
+        builders.container(builders.entry(payload=b"")),
+        builders.container(small, builders.entry(builders.PTX, 70, builders.ptx())),
+        *(
+            builders.container(
+                builders.entry(
+                    builders.PTX,
+                    payload=data,
+                    flags=flags,
+                    compressed_size=len(data),
+                    uncompressed_size=len(code),
+                )
+            )
+            for flags, data in packed
+        ),
+    ]
+
+
+def _elves() -> list[bytes]:
+    fat = builders.container(builders.entry(payload=b"code"))
+    sections = [
+        builders.Sec(".nv_fatbin", fat),
+        builders.Sec("__nv_relfatbin", fat),
+        builders.Sec(".bss", b"x", 8),
+    ]
+    return [
+        builders.cubin(61, size=8),
+        builders.cubin(90, new_abi=True, size=8),
+        *(
+            builders.Elf(sections, wide=wide, extended=extended, table_first=first).build()
+            for wide in (True, False)
+            for extended in (True, False)
+            for first in (True, False)
+        ),
+    ]
+
+
+def _zips() -> list[bytes]:
+    members = {"a.so": _elves()[2], "b.ptx": builders.ptx(), "c/d.py": b"x = 1\n" * 20}
+    return [
+        builders.wheel({}),
+        builders.wheel(members),
+        builders.wheel(members, zipfile.ZIP_STORED),
+        b"prefix" + builders.wheel({"a.cubin": builders.cubin(61, size=8)}),
+        *(_deflated(data) for data in members.values()),
+    ]
+
+
+def _ptx() -> list[bytes]:
+    return [
+        builders.ptx(),
+        builders.ptx("sm_90a", "8.0"),
+        b"/* a */ .version 7.4 // b\n.target sm_35, debug\n",
+    ]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function to fuzz and the inputs to begin with."""
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+    words: tuple[bytes, ...] = ()
+
+
+TARGETS = {
+    "elf": Target(fuzz_elf, _elves, (b"\x7fELF", b".nv_fatbin\0", b"__nv_relfatbin\0")),
+    "fatbin": Target(
+        fuzz_fatbin,
+        lambda: [bytes(steps) + data for data in _containers() for steps in ([0], [2, 0, 70])],
+        (builders.FATBIN_MAGIC, b"\x28\xb5\x2f\xfd", b"\x02\x00\x01\x01\x40\x00\x00\x00"),
+    ),
+    "zip": Target(fuzz_zip, _zips, (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")),
+    "ptx": Target(fuzz_ptx, _ptx, (b".version ", b".target ", b"sm_", b"//", b"/*", b"*/")),
+}
