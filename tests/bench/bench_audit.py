@@ -54,12 +54,23 @@ class Member:
 
 
 @dataclass
+class Cost:
+    """What one run took: wall and processor seconds, peak MiB."""
+
+    wall: float
+    cpu: float
+    peak: float
+
+
+@dataclass
 class Result:
-    """Wall seconds and peak MiB of each round."""
+    """Wall seconds, processor seconds and peak MiB of each round."""
 
     name: str
-    wall: list[float] = field(default_factory=list)
-    peak: list[float] = field(default_factory=list)
+    rounds: list[Cost] = field(default_factory=list)
+
+    def median(self, what: str) -> float:
+        return statistics.median(getattr(cost, what) for cost in self.rounds)
 
 
 # ---------------------------------------------------------------- what the fresh processes do
@@ -190,8 +201,8 @@ def child_read(paths: list[str]) -> None:
 # ------------------------------------------------------------------------------- measuring
 
 
-def measure(command: list[str], quiet: bool = False) -> tuple[float, float]:
-    """Run a command; wall seconds and peak MiB.
+def measure(command: list[str], quiet: bool = False) -> Cost:
+    """Run a command to its end.
 
     Raises:
         SystemExit: it failed.
@@ -208,13 +219,17 @@ def measure(command: list[str], quiet: bool = False) -> tuple[float, float]:
     # cuobjdump ends with 255 where a file has no code of its kind
     if process.returncode not in ((0, 255) if quiet else (0,)):
         raise SystemExit(f"{command[0]} ended with {process.returncode}")
-    return wall, usage.ru_maxrss / 1024
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def measure_all(commands: list[list[str]]) -> tuple[float, float]:
-    """Run commands one after the other; the sum of their walls and the highest of their peaks."""
-    walls, peaks = zip(*(measure(command, quiet=True) for command in commands), strict=True)
-    return sum(walls), max(peaks)
+def measure_all(commands: list[list[str]]) -> Cost:
+    """Run commands one after the other; the sum of their times and the highest of their peaks."""
+    costs = [measure(command, quiet=True) for command in commands]
+    return Cost(
+        sum(cost.wall for cost in costs),
+        sum(cost.cpu for cost in costs),
+        max(cost.peak for cost in costs),
+    )
 
 
 def self_command(*arguments: str) -> list[str]:
@@ -238,6 +253,24 @@ def scanned_members(wheel: Path) -> list[Member]:
                     Member(member.name, start, member.stored_size, member.size, member.crc)
                 )
     return sorted(found, key=lambda member: -member.size)
+
+
+def read_members(listing: Path) -> list[Member]:
+    return [Member(**row) for row in json.loads(listing.read_text())]
+
+
+def child_files(root: Path, listing: Path) -> None:
+    """The files below a folder that hold device code, and their sizes."""
+    from legacy_cuda.devicecode import scan_tree
+
+    codes = {code.path: code.size for code in scan_tree(root) if code.containers}
+    listing.write_text(json.dumps(codes))
+
+
+def prepare(*arguments: str) -> None:
+    """Make a list in a process of its own: what a process forked from here has as its first peak
+    is our own size."""
+    subprocess.run(self_command(*arguments), check=True)
 
 
 def wrap(wheel: Path, members: list[Member], folder: Path) -> None:
@@ -277,7 +310,7 @@ def machine() -> dict[str, Any]:
     return info
 
 
-Contenders = dict[str, Callable[[], tuple[float, float]]]
+Contenders = dict[str, Callable[[], Cost]]
 
 
 def compete(contenders: Contenders, repeat: int) -> list[Result]:
@@ -285,18 +318,16 @@ def compete(contenders: Contenders, repeat: int) -> list[Result]:
     for number in range(repeat):
         for name, contender in contenders.items():
             print(f"round {number + 1}/{repeat}: {name}", file=sys.stderr)
-            wall, peak = contender()
-            results[name].wall.append(wall)
-            results[name].peak.append(peak)
+            results[name].rounds.append(contender())
     return list(results.values())
 
 
 def wheel_contenders(
     wheel: Path, cuobjdump: str | None, scratch: Path, not_run: dict[str, str]
 ) -> tuple[Contenders, int]:
-    members = scanned_members(wheel)
     listing = scratch / "members.json"
-    listing.write_text(json.dumps([vars(member) for member in members]))
+    prepare("members", str(wheel), str(listing))
+    members = read_members(listing)
     warm([wheel])
     contenders: Contenders = {
         "ours": lambda: measure(self_command("wheel", str(wheel))),
@@ -306,7 +337,7 @@ def wheel_contenders(
         not_run["unzip + cuobjdump"] = "unzip is not installed" if cuobjdump else "no --cuobjdump"
     else:
 
-        def unzip_and_list() -> tuple[float, float]:
+        def unzip_and_list() -> Cost:
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 names = [member.name for member in members]
                 commands = [[unzip, "-q", "-o", str(wheel), *names, "-d", folder]]
@@ -334,14 +365,13 @@ def wheel_contenders(
 
 
 def tree_contenders(
-    root: Path, cuobjdump: str | None, not_run: dict[str, str]
+    root: Path, cuobjdump: str | None, scratch: Path, not_run: dict[str, str]
 ) -> tuple[Contenders, int]:
-    from legacy_cuda.devicecode.scan import scan_tree, walk
-
-    files = [path for path, _ in walk(root)]
-    codes = scan_tree(root)
-    paths = [root / code.path for code in codes if code.containers]
-    warm(files)
+    listing = scratch / "files.json"
+    prepare("files", str(root), str(listing))
+    files = {root / path: size for path, size in json.loads(listing.read_text()).items()}
+    paths = list(files)
+    warm([path for path in root.rglob("*") if path.is_file()])
     contenders: Contenders = {"ours": lambda: measure(self_command("tree", str(root)))}
     if cuobjdump is None:
         not_run["cuobjdump"] = "no --cuobjdump"
@@ -353,7 +383,7 @@ def tree_contenders(
         ]
         contenders["cuobjdump"] = lambda: measure_all(commands)
     contenders["read"] = lambda: measure(self_command("read", *map(str, paths)))
-    return contenders, sum(code.size for code in codes)
+    return contenders, sum(files.values())
 
 
 def child(arguments: list[str]) -> None:
@@ -362,10 +392,15 @@ def child(arguments: list[str]) -> None:
         child_wheel(rest[0])
     elif what == "tree":
         child_tree(rest[0])
+    elif what == "members":
+        rows = [vars(member) for member in scanned_members(Path(rest[0]))]
+        Path(rest[1]).write_text(json.dumps(rows))
+    elif what == "files":
+        child_files(Path(rest[0]), Path(rest[1]))
     elif what == "read":
         child_read(rest)
     else:
-        members = [Member(**row) for row in json.loads(Path(rest[2]).read_text())]
+        members = read_members(Path(rest[2]))
         if what == "rapidgzip":
             child_rapidgzip(int(rest[0]), rest[1], members)
         else:
@@ -382,6 +417,7 @@ def main() -> None:
     what.add_argument("--tree", type=Path, help="an installed environment instead of a wheel")
     parser.add_argument("--cuobjdump", help="NVIDIA's cuobjdump, 12.8 for old and new code")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument("--only", help="only the peers whose name holds this")
     parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--scratch", type=Path, help="folder with room for the unpacked libraries")
     arguments = parser.parse_args()
@@ -395,7 +431,14 @@ def main() -> None:
                 arguments.wheel.resolve(), cuobjdump, Path(scratch), not_run
             )
         else:
-            contenders, size = tree_contenders(arguments.tree.resolve(), cuobjdump, not_run)
+            contenders, size = tree_contenders(
+                arguments.tree.resolve(), cuobjdump, Path(scratch), not_run
+            )
+        if arguments.only:
+            for name in list(contenders)[1:]:
+                if arguments.only not in name:
+                    del contenders[name]
+                    not_run[name] = "not among --only"
         about = machine()
         results = compete(contenders, arguments.repeat)
     report(arguments, about, size, results, not_run)
@@ -408,25 +451,28 @@ def report(
     results: list[Result],
     not_run: dict[str, str],
 ) -> None:
-    ours = statistics.median(results[0].wall)
+    ours = results[0].median("wall")
     subject = (arguments.wheel or arguments.tree).name
     print(f"{subject}: {size / 1e6:.0f} MB in files that can hold device code")
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(f"{'':34}{'wall s':>8}{'(min':>8}{'max)':>8}{'peak MiB':>10}{'ratio':>8}")
+    print(f"{'':34}{'wall s':>8}{'(min':>8}{'max)':>8}{'cpu s':>8}{'peak MiB':>10}{'ratio':>8}")
     rows = []
     for result in results:
-        wall, peak = statistics.median(result.wall), max(result.peak)
+        walls = [cost.wall for cost in result.rounds]
+        wall, cpu = result.median("wall"), result.median("cpu")
+        peak = max(cost.peak for cost in result.rounds)
         rows.append(
             {
                 "name": result.name,
-                "wall_s": [round(value, 3) for value in result.wall],
+                "wall_s": [round(value, 3) for value in walls],
                 "median_wall_s": round(wall, 3),
+                "median_cpu_s": round(cpu, 3),
                 "peak_mib": round(peak, 1),
                 "ratio": round(wall / ours, 3),
             }
         )
         print(
-            f"{result.name:34}{wall:8.2f}{min(result.wall):8.2f}{max(result.wall):8.2f}"
+            f"{result.name:34}{wall:8.2f}{min(walls):8.2f}{max(walls):8.2f}{cpu:8.2f}"
             f"{peak:10.0f}{wall / ours:8.2f}"
         )
     for name, reason in not_run.items():

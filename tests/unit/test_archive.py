@@ -206,10 +206,15 @@ def test_the_raw_builder_builds_honest_archives(write: Write) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "a/../../x", "/etc/passwd", "..", "a/..", "..\\x", "C:\\x", "a\\b", "//host/x"],
+    ["../x", "a/../../x", "/etc/passwd", "..", "a/..", "..\\x", "C:\\x", "a\\b", "//host/x", "../"],
 )
 def test_names_that_leave_the_archive(write: Write, name: str) -> None:
     refused(write(raw_zip(member(name))), "leaves the archive")
+
+
+def test_a_member_without_a_name(write: Write) -> None:
+    refused(write(raw_zip(member(""))), "has no name")
+    refused(write(raw_zip(member("\0so"))), "has no name")
 
 
 @pytest.mark.parametrize("name", ["..x", "x..", "...", "a/..b/c", "./a"])

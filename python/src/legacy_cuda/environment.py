@@ -7,7 +7,9 @@ with what uv has in its cache.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import csv
 import ctypes
 import datetime
 import fcntl
@@ -15,13 +17,17 @@ import hashlib
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +36,7 @@ from legacy_cuda.catalog.locks import Lock, load_lock
 from legacy_cuda.devicecode import DeviceCodeError, scan_tree
 from legacy_cuda.devicecode.scan import walk
 from legacy_cuda.errors import SurroundingsError, UserError
-from legacy_cuda.fetch import uv_binary
+from legacy_cuda.fetch import NO_PROJECT, uv_binary
 from legacy_cuda.resolve import Stack
 from legacy_cuda.targets import owners, read_torch_cuda
 
@@ -38,7 +44,6 @@ MANIFEST = "legacy-cuda.json"
 REPORT = "report.html"
 ACTIVATE = "activate"
 SCHEMA = "legacy-cuda/environment/1"
-_OWN = frozenset({MANIFEST, REPORT, ACTIVATE})
 _SPARE = 1.03  # of the unpacked size: directories, bytecode, the manifest
 
 Progress = Callable[[str, int, int], None]
@@ -46,8 +51,11 @@ Progress = Callable[[str, int, int], None]
 
 _CHECK = Path(__file__).with_name("torch_check.py")
 
-# Set in the parent's death signal so that no uv goes on alone after a kill (prctl(2)).
+# The parent's death kills uv and Python too, so that neither goes on alone (prctl(2)).
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+_IMPORT_LIMIT = 600.0  # seconds for importing torch and a small matrix on every GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +101,7 @@ def plan(stack: Stack, python: str | None = None, target: Path | None = None) ->
         lock=lock,
         python=version,
         interpreter=interpreter,
-        target=place.absolute(),
+        target=Path(os.path.realpath(place)),
         download=lock.download_bytes(version),
         unpacked=lock.unpacked_bytes(version),
     )
@@ -106,8 +114,14 @@ def _check_machine(lock: Lock) -> None:
             f"there are no wheels for {machine}", "the stacks are made of Linux x86_64 wheels"
         )
     name, version = platform.libc_ver()
-    if name == "glibc" and tuple(int(part) for part in version.split(".")) < lock.glibc_min:
-        needed = ".".join(str(part) for part in lock.glibc_min)
+    needed = ".".join(str(part) for part in lock.glibc_min)
+    if name != "glibc":
+        raise UserError(
+            f"there are no wheels of {lock.name} for this system: it has no glibc",
+            f"its wheels need glibc {needed} or newer",
+            "use a distribution with glibc, or a container of one",
+        )
+    if tuple(int(part) for part in version.split(".")) < lock.glibc_min:
         raise UserError(
             f"this system's glibc {version} is too old for {lock.name}",
             f"its wheels need glibc {needed} or newer",
@@ -133,8 +147,10 @@ def _find_python(version: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def read_manifest(target: Path) -> dict[str, Any] | None:
+def read_manifest(target: Path, recreate: bool = False) -> dict[str, Any] | None:
     """The manifest of the environment at that place; None where there is no environment.
+
+    Where it is to be made anew, None too for an environment of ours, of whichever version.
 
     Raises:
         UserError: there is something else.
@@ -143,43 +159,85 @@ def read_manifest(target: Path) -> dict[str, Any] | None:
         return None
     try:
         data: dict[str, Any] = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        schema = str(data["schema"])
+        if not schema.startswith(SCHEMA.rpartition("/")[0]):
+            raise ValueError(f"its schema is {schema!r}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
         if target.is_dir() and not any(target.iterdir()):
             return None
         raise UserError(
             f"{target} exists and was not made by legacy-cuda",
-            f"its {MANIFEST} cannot be read: {error}",
+            f"{MANIFEST} in it cannot be read: {error}",
             "choose another place with --path, or move it away",
         ) from error
-    if data.get("schema") != SCHEMA:
+    if recreate:
+        return None
+    if schema != SCHEMA:
         raise UserError(
             f"{target} was made by another version of legacy-cuda",
-            f"its schema is {data.get('schema')!r}",
+            f"its schema is {schema!r}",
             "make it anew with --recreate",
         )
     return data
 
 
 def fingerprint(target: Path) -> str:
-    """sha256 over the paths, sizes and times of all files but bytecode and our own reports."""
+    """sha256 over the paths, sizes and times of all files but bytecode and the manifest."""
     digest = hashlib.sha256()
     for path, size in walk(target):
         name = path.relative_to(target).as_posix()
-        if name.endswith(".pyc") or name in _OWN:
+        if name.endswith(".pyc") or name == MANIFEST:
             continue
         status = path.stat(follow_symlinks=False)
         digest.update(f"{name}\0{size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
+def altered(site: Path, lock: Lock) -> list[str]:
+    """Files of the lock's packages that are not what their wheels' RECORDs say, and packages that
+    are not there in the lock's version. Every file is read. Paths count from site-packages."""
+    wrong: list[str] = []
+    todo: list[tuple[str, str]] = []
+    installed = {}
+    for folder in site.glob("*.dist-info"):
+        name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
+        installed[re.sub(r"[-_.]+", "-", name).lower()] = (version, folder / "RECORD")
+    for package in lock.packages:
+        version, record = installed.get(package.name, ("", site))
+        if version != package.version or not record.is_file():
+            wrong.append(f"{package.name} {package.version}")
+            continue
+        with record.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 3]
+        todo += [(name, digest) for name, digest, _ in rows if digest.startswith("sha256=")]
+
+    def check(item: tuple[str, str]) -> str:
+        name, expected = item
+        digest = hashlib.sha256()
+        try:
+            with (site / name).open("rb", buffering=0) as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        except OSError:
+            return name
+        found = base64.urlsafe_b64encode(digest.digest()).decode().rstrip("=")
+        return "" if f"sha256={found}" == expected else name
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        wrong += [name for name in pool.map(check, todo) if name]
+    return sorted(wrong)
+
+
 def matches(manifest: dict[str, Any], plan: Plan) -> bool:
-    """Whether an environment is what the plan would make, as far as the manifest tells."""
+    """Whether an environment is what the plan would make, as far as the manifest tells, and its
+    Python is still on the machine."""
     return bool(
         manifest["lock"]["digest"] == plan.lock.digest
         and manifest["gpus"] == [gpu.name for gpu in plan.stack.gpus]
         and manifest["stack"] == plan.stack.facts.name
         and manifest["python"] == plan.python
         and manifest["tool"] == __version__
+        and (plan.target / "bin" / "python").exists()
     )
 
 
@@ -188,9 +246,10 @@ def exclusive(target: Path) -> Iterator[None]:
     """Hold the lock on a place.
 
     Raises:
-        SurroundingsError: another process holds it, or the folder cannot be written.
+        UserError: the place is none that can be written to.
+        SurroundingsError: another process holds the lock.
     """
-    lock = target.parent / f".{target.name}.lock"
+    lock = _sibling(target, "lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -228,13 +287,17 @@ def clear_leftovers(target: Path) -> None:
 
 
 def _sibling(target: Path, kind: str) -> Path:
-    return target.parent / f".{target.name}.{kind}"
+    return target.parent / f".{target.name}.legacy-cuda-{kind}"
 
 
-def make(plan: Plan, offline: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+def make(
+    plan: Plan, offline: bool = False, progress: Progress | None = None, verify: bool = False
+) -> dict[str, Any]:
     """Make the environment, check everything in it, and put it in its place.
 
-    Returns the manifest, which is the report as well. Call it with the lock held.
+    Returns the manifest, which is the report as well. Call it with the lock held. uv compares
+    sha256 when it downloads, not when it takes from its cache, whose files are those of
+    environments made before (hard links): ``verify`` reads every file again.
 
     Raises:
         SurroundingsError: the network, the disk or the index failed, or a file does not have its
@@ -242,9 +305,9 @@ def make(plan: Plan, offline: bool = False, progress: Progress | None = None) ->
     """
     tell = progress or (lambda what, done, total: None)
     building = _sibling(plan.target, "new")
-    clear_leftovers(plan.target)
-    _check_space(plan)
     try:
+        clear_leftovers(plan.target)
+        _check_space(plan)
         _uv(
             ["venv", "--relocatable", "--python", plan.interpreter, str(building)],
             plan,
@@ -262,6 +325,13 @@ def make(plan: Plan, offline: bool = False, progress: Progress | None = None) ->
             offline,
             lambda done: tell("installing", done, plan.unpacked),
         )
+        wrong = altered(_site_packages(building), plan.lock) if verify else []
+        if wrong:
+            raise SurroundingsError(
+                "uv's cache is damaged: it holds files that are not as they were published",
+                _some(wrong),
+                "clear it with: uv cache clean",
+            )
         manifest = _examine(plan, building, tell)
         _write_reports(building, manifest, plan.stack)
         _swap(building, plan.target)
@@ -283,6 +353,7 @@ def refresh(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
     tell = progress or (lambda what, done, total: None)
     try:
         manifest = _examine(plan, plan.target, tell)
+        manifest["altered"] = altered(_site_packages(plan.target), plan.lock)
         _write_reports(plan.target, manifest, plan.stack)
     except OSError as error:
         raise SurroundingsError(f"{plan.target} cannot be read", str(error)) from error
@@ -326,26 +397,38 @@ def _check_space(plan: Plan) -> None:
             )
 
 
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _gib(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB"
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with(parent: int) -> None:
+    """Run in the child between fork and exec."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the signal was asked for
+        os._exit(1)
 
 
 def _uv(arguments: list[str], plan: Plan, offline: bool, progress: Callable[[int], None]) -> None:
     """Run uv; ``progress`` is told of the bytes it has written so far."""
-    command = [uv_binary(), *arguments, "--no-progress"]
+    command = [uv_binary(), *NO_PROJECT, *arguments, "--no-progress"]
     if offline:
         command.append("--offline")
+    variables = dict(os.environ)
+    if variables.get("UV_LINK_MODE") == "symlink":  # would be nothing but links into a cache
+        del variables["UV_LINK_MODE"]
     process = subprocess.Popen(
         command,
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(_die_with, os.getpid()),
     )
     assert process.stderr is not None
     try:
@@ -424,7 +507,7 @@ def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(_die_with, os.getpid()),
     )
     try:
         site = _site_packages(root)
@@ -444,15 +527,15 @@ def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
                 "a file of the environment is corrupt", str(error), "run again with --recreate"
             ) from error
         tell("importing torch", total, total)
-        output, _ = check.communicate(timeout=600)
-    except BaseException:
-        check.kill()
-        check.wait()
-        raise
-    try:
+        output, _ = check.communicate(timeout=_IMPORT_LIMIT)
         torch: dict[str, Any] = json.loads(output)
+    except subprocess.TimeoutExpired:
+        torch = {"error": f"not done after {_IMPORT_LIMIT:.0f} s"}
     except ValueError:
         torch = {"error": f"Python ended with code {check.returncode} while importing torch"}
+    finally:
+        check.kill()
+        check.wait()
     return _manifest(plan, root, site, libraries, torch, time.monotonic() - started)
 
 
@@ -490,6 +573,7 @@ def _manifest(
             for item in stack.reasons
         ],
         "notes": list(stack.notes),
+        "altered": [],
         "packages": {package.name: package.version for package in plan.lock.packages},
         "audit": [verdict_document(verdict, owner) for verdict in verdicts],
         "libraries": [
@@ -508,7 +592,6 @@ def _manifest(
         "arch_flags": compare_arch_flags(torch, libraries),
         "gpu_run": gpu_run(torch),
         "seconds": round(seconds, 2),
-        "fingerprint": fingerprint(root),
     }
 
 
@@ -601,15 +684,23 @@ def _write_reports(root: Path, manifest: dict[str, Any], stack: Stack) -> None:
         f"# {manifest['stack']} stack for {', '.join(manifest['gpus'])}",
         'if [ -n "${BASH_SOURCE:-}" ]; then _here="$BASH_SOURCE"',
         'elif [ -n "${ZSH_VERSION:-}" ]; then eval \'_here="${(%):-%x}"\'',
-        f'else _here="{manifest["path"]}/{ACTIVATE}"; fi',
-        '_here="$(cd "$(dirname "$_here")" && pwd)"',
+        "else  # other shells do not say which file they read",
+        f"    _here={shlex.quote(manifest['path'] + '/' + ACTIVATE)}",
+        f"    SCRIPT_PATH={shlex.quote(manifest['path'] + '/bin/activate')}",
+        "fi",
+        '_here="$(cd "$(dirname "$_here")" >/dev/null && pwd)"',
         '. "$_here/bin/activate"',
         "unset _here",
     ]
     for name, value, reason in build_settings(stack):
         lines += [f"# {reason}", f'export {name}="{value}"']
-    (root / ACTIVATE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (root / REPORT).write_text(report.html(manifest), encoding="utf-8")
-    temporary = root / f"{MANIFEST}.new"
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(root / MANIFEST)
+    _write(root / ACTIVATE, "\n".join(lines) + "\n")
+    _write(root / REPORT, report.html(manifest))
+    manifest["fingerprint"] = fingerprint(root)
+    _write(root / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)

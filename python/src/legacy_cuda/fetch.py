@@ -31,6 +31,11 @@ _LEGACY_TAGS = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}  # PE
 _ATTEMPTS = 5
 _TIMEOUT = 60.0  # seconds without a byte
 _PIECE = 1 << 20
+_FINAL = frozenset({401, 403, 404, 410, 451})  # HTTP answers that another attempt does not change
+
+# uv's configuration: the person's and the system's count, that of the project one happens to
+# stand in does not.
+NO_PROJECT = ("--project", "/")
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -83,6 +88,7 @@ def compile_pylock(
     """
     command = [
         uv_binary(),
+        *NO_PROJECT,
         *("pip", "compile", "--quiet", "--no-header", "--no-python-downloads"),
         *("--format", "pylock.toml", "--only-binary", ":all:"),
         *("--python-version", python),
@@ -135,6 +141,8 @@ def choose_wheel(
     found: Remote | None = None
     for wheel in package.get("wheels", []):
         name = unquote(urlsplit(wheel["url"]).path.rpartition("/")[2])
+        if "/" in name:
+            continue
         _, _, build, own = parse_wheel_filename(name)
         usable = [rank[tag] for tag in own if tag in rank]
         if not usable:
@@ -259,6 +267,12 @@ def _download(url: str, remote: Remote, target: Path, progress: Progress) -> Non
                     problem = f"the connection ended after {done} of {total} bytes"
             except requests.RequestException as error:
                 problem = str(error)
+                if error.response is not None and error.response.status_code in _FINAL:
+                    raise SurroundingsError(
+                        f"{remote.file} could not be downloaded",
+                        problem,
+                        "the index refuses it; mirrors and credentials are set as for uv",
+                    ) from error
         else:
             raise SurroundingsError(
                 f"{remote.file} could not be downloaded",

@@ -62,6 +62,7 @@ def html(manifest: dict[str, Any]) -> str:
         f'<p class="lead">{escape(manifest["stack"])} stack, '
         f"made {escape(manifest['created'])} by legacy-cuda {escape(manifest['tool'])}</p>",
         *(_verdict(item) for item in manifest["audit"]),
+        _altered(manifest["altered"]),
         _tags(manifest),
         "<h2>Coverage</h2>",
         _picture(manifest, [gpu.capability for gpu in gpus]),
@@ -92,6 +93,15 @@ def _verdict(item: dict[str, Any]) -> str:
     return (
         f'<div class="verdict {kind.get(item["outcome"], "")}"><b>Capability '
         f"{escape(item['capability'])}: {head}</b> (audited)<br>{escape(item['summary'])}</div>"
+    )
+
+
+def _altered(names: list[str]) -> str:
+    if not names:
+        return ""
+    return (
+        '<div class="verdict bad"><b>Altered since it was made</b><br>Not as in the lock: '
+        f"{escape(', '.join(names))}</div>"
     )
 
 

@@ -19,6 +19,7 @@ from legacy_cuda.errors import SurroundingsError, UserError
 Kind = Literal["wheel", "library", "folder", "environment"]
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._+!-]*)")
+_PYTHON = re.compile(r"3\.[0-9]{1,2}")
 _TORCH_CUDA = re.compile(r"^cuda(?:\s*:[^=]+)?\s*=\s*['\"](\d+)\.(\d+)['\"]", re.MULTILINE)
 
 
@@ -60,11 +61,13 @@ def load(
     requirement = _REQUIREMENT.fullmatch(target)
     path = Path(target)
     try:
+        if not target:
+            raise UserError("the name of a target is empty", next_step="name a path or a package")
         if path.is_dir():
             return _load_folder(path, progress)
-        if path.is_file() or path.is_symlink():
+        if path.is_file():
             return _load_file(path, rescan, progress)
-        if path.exists():
+        if path.exists() or path.is_symlink():
             raise UserError(f"{target} is not a regular file", "only files and folders are read")
     except DeviceCodeError as error:
         raise UserError(
@@ -80,6 +83,8 @@ def load(
             "it is neither a path nor of the form name==version",
             "for a package on PyPI name its version, for example torch==2.7.1",
         )
+    if not _PYTHON.fullmatch(python):
+        raise UserError(f"{python!r} is no Python version", next_step="for example: --python 3.11")
     return _load_package(requirement[1], requirement[2], python, rescan, progress)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -46,22 +45,37 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from legacy_cuda.cli import output
-    from legacy_cuda.errors import UserError
+    from legacy_cuda.errors import SurroundingsError, UserError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    options = parser().parse_args(arguments)
+    output.prepare()
+    options = argparse.Namespace(debug=False)
     try:
-        code: int = options.run(options)
-        sys.stdout.flush()
+        try:
+            parser().parse_args(arguments, options)
+            code: int = options.run(options)
+        finally:
+            sys.stdout.flush()
         return code
-    except UserError as error:
-        if options.debug:
-            raise
-        output.error(error, as_json=getattr(options, "json", False))
-        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.settle()
         return 141
+    except Exception as error:
+        if options.debug:
+            raise
+        if isinstance(error, UserError):
+            problem = error
+        elif isinstance(error, OSError):
+            output.settle()  # it may be standard output that failed
+            problem = SurroundingsError("the system refused something", str(error))
+        else:
+            problem = SurroundingsError(
+                "legacy-cuda itself failed",
+                f"{type(error).__name__}: {error}",
+                "run again with --debug before the subcommand, and report what it says",
+            )
+        output.error(problem, as_json=getattr(options, "json", False))
+        return problem.exit_code

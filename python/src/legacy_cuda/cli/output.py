@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -17,6 +19,25 @@ from legacy_cuda.catalog import CatalogError, Engine, Gpu
 from legacy_cuda.errors import UserError
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+
+
+def prepare() -> None:
+    """Make standard output and error writable: they may be closed, or unable to write a name."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def settle() -> None:
+    """Send the rest of standard output nowhere, if it is broken: Python would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def paint(text: str, *styles: str) -> str:
@@ -104,10 +125,10 @@ def read_gpus(names: Sequence[str]) -> list[Gpu]:
         text = name.strip()
         if not text:
             continue
-        count, _, rest = text.partition("x")
-        many = int(count) if count.isdigit() and rest and int(count) <= 64 else 1
+        several = re.fullmatch(r"([1-9][0-9]?)x(.+)", text)
+        count, one = (int(several[1]), several[2]) if several else (1, text)
         try:
-            found += [catalog.find_gpu(rest if many > 1 or count.isdigit() else text)] * many
+            found += [catalog.find_gpu(one)] * count
         except CatalogError as problem:
             raise unknown(problem, "legacy-cuda gpus lists all of them") from problem
     if not found:

@@ -48,9 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     plan = environment.plan(answer, arguments.python, arguments.path)
     with environment.exclusive(plan.target):
-        before = None if arguments.recreate else environment.read_manifest(plan.target)
-        if before is not None and arguments.python is None and before["python"] != plan.python:
-            plan = environment.plan(answer, before["python"], arguments.path)
+        environment.clear_leftovers(plan.target)
+        before = environment.read_manifest(plan.target, arguments.recreate)
+        if before is not None and arguments.python is None:
+            earlier = before["python"]
+            if earlier != plan.python and earlier in plan.lock.pythons:
+                plan = environment.plan(answer, earlier, arguments.path)
         if before is not None and not environment.matches(before, plan):
             before = None
         if before is not None and environment.fingerprint(plan.target) == before["fingerprint"]:
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             _announce(plan)
         with output.progress() as update:
-            manifest = environment.make(plan, arguments.offline, update)
+            manifest = environment.make(plan, arguments.offline, update, arguments.recreate)
         return _report(manifest, plan, arguments.json, "made")
 
 
@@ -85,6 +88,8 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
     torch, flags = manifest["torch"], manifest["arch_flags"]
     failed_run = manifest["gpu_run"].startswith("failed") or "; failed" in manifest["gpu_run"]
     good = not bad and flags["agree"] and "error" not in torch and not failed_run
+    altered = manifest["altered"]
+    good = good and not altered
     if as_json:
         document = {key: value for key, value in manifest.items() if key != "schema"}
         output.document("up", {**document, "state": state, "good": good})
@@ -94,6 +99,11 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
         style = "red" if item["outcome"] == "does-not-run" else "green"
         label = f"  audited    {item['capability']}"
         print(output.wrapped(label, output.paint(item["summary"], style), 20))
+    if altered:
+        text = f"not as in the lock: {', '.join(altered[:3])}"
+        text += f" and {len(altered) - 3} more" if len(altered) > 3 else ""
+        text += "; --recreate makes it anew"
+        print(output.wrapped("  altered", output.paint(text, "red"), 13))
     if "error" in torch:
         print(output.paint(f"  torch      not importable: {torch['error']}", "red"))
     else:

@@ -86,9 +86,9 @@ class WheelReader:
             raise DeviceCodeError(f"{len(infos)} members are more than any wheel has")
         members = []
         for info in infos:
+            _check_name(info.filename)
             if info.is_dir():
                 continue
-            _check_name(info.filename)
             if info.flag_bits & _ENCRYPTED:
                 raise DeviceCodeError(f"member {info.filename!r} is encrypted")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -204,5 +204,7 @@ class WheelReader:
 
 
 def _check_name(name: str) -> None:
+    if not name:
+        raise DeviceCodeError("a member has no name")
     if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
         raise DeviceCodeError(f"member name {name!r} leaves the archive")

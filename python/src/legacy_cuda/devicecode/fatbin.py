@@ -42,8 +42,10 @@ _MAX_ENTRY_HEADER = 1 << 16  # headers carry the compiler's options as text; 64 
 _MAX_CONTAINER = 1 << 40
 _MAX_ENTRIES = 1 << 18  # in one file; the most seen is 5,851 (libcudnn_engines_precompiled 9.28)
 _MAX_LZ4_RATIO = 256  # LZ4's block format cannot exceed 255
-_LARGEST_STUB = 1 << 15  # the largest in a published library has 29,952 bytes (spconv 2.3.8)
-_LARGEST_STUB_CODE = 1 << 18  # all its entries decompressed; the most seen is 57,712 (torch 2.11)
+# Larger stubs count as ordinary containers: a few of vLLM 0.14 (44,752 bytes) and spconv 2.3.8
+# (up to 287,352). Decompressed, a container of that size has held 57,712 bytes at most.
+_LARGEST_STUB = 1 << 15
+_LARGEST_STUB_CODE = 1 << 18
 
 _FLAG_LZ4 = 0x2000
 _FLAG_ZSTD = 0x8000
