@@ -46,7 +46,7 @@ GPUS = ("k80", "m40", "p100", "p40", "v100")
 CELLS: dict[audit.Outcome, str] = {
     "runs": "runs",
     "runs-through-jit": "runs, JIT",
-    "runs-with-limits": "runs",
+    "runs-with-limits": "runs, limits",
     "does-not-run": "no",
     "no-device-code": "no device code",
 }

@@ -392,7 +392,7 @@ def test_the_tool_takes_what_an_installer_would(
 ) -> None:
     files = [re.sub(r"{(\d+)}", r"manylinux_2_\1_x86_64", name) + ".whl" for name in names]
     for order in (files, files[::-1]):
-        assert tool.choose(offer(*order), "3.11").name == files[best]
+        assert tool.choose(offer(*order), "3.11").file == files[best]
 
 
 def test_the_tool_refuses_what_has_no_wheel(tool: ModuleType) -> None:
@@ -448,7 +448,8 @@ def read_from_loopback(tool: ModuleType, content: bytes, ranges: bool = True) ->
     with http.server.HTTPServer(("127.0.0.1", 0), OneFile) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            wheel = tool.Wheel("a", "1", "a-1.whl", f"http://127.0.0.1:{server.server_port}", "")
+            url = f"http://127.0.0.1:{server.server_port}"
+            wheel = tool.Wheel("a", "1", "a-1.whl", "", url=url)
             with tool.requests.Session() as session:
                 session.trust_env = False
                 return tool.read_wheel(session, wheel), OneFile.sent

@@ -395,3 +395,16 @@ def test_only_the_given_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(builders.library(PASCAL))
     path = tmp_path / "b.so"
     assert [found.path for found in scan_tree(tmp_path, [(path, path.stat().st_size)])] == ["b.so"]
+
+
+def test_a_ptx_file_that_is_no_ptx_is_passed_over_in_a_folder_and_refused_by_itself(
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "slides.ptx"
+    other.write_bytes(b"a point cloud, or something else entirely\n" * 10)
+    (tmp_path / "kernel.ptx").write_bytes(builders.ptx("sm_61"))
+    (tmp_path / "a.whl").write_bytes(builders.wheel({"x/slides.ptx": other.read_bytes()}))
+    assert [code.path for code in scan_tree(tmp_path)] == ["kernel.ptx"]
+    assert scan_wheel(tmp_path / "a.whl") == []
+    with pytest.raises(DeviceCodeError, match="PTX"):
+        scan_file(other)

@@ -262,7 +262,7 @@ def judge(
 def describe(verdict: Verdict) -> str:
     """The verdict in one line of words."""
     if verdict.outcome == "no-device-code":
-        return "holds no device code: nothing in it depends on the GPU"
+        return "holds no device code: nothing in it was compiled for a GPU"
     if verdict.outcome == "does-not-run":
         parts = []
         for path in verdict.missing[:3]:

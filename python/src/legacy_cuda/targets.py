@@ -154,13 +154,11 @@ def _load_package(
 
     package = str(canonicalize_name(name))
     if not rescan:
-        recorded = [item for item in evidence.known(package) if item.version == version]
-        tag = f"-cp{python.replace('.', '')}-"
-        recorded.sort(key=lambda item: tag not in item.file)
-        if recorded and (tag in recorded[0].file or "-py3-" in recorded[0].file):
-            return _from_evidence(recorded[0])
-        if recorded and "-abi3-" in recorded[0].file:
-            return _from_evidence(recorded[0])
+        interpreter = f"cp{python.replace('.', '')}"
+        for item in evidence.known(package):
+            tag, abi = item.file.split("-")[-3:-1]
+            if item.version == version and (tag == interpreter or abi in ("none", "abi3")):
+                return _from_evidence(item)
     remote = fetch.find_wheel(package, version, python)
     report = progress or (lambda count: None)
     last = 0

@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def settle() -> None:
-    """Send the rest of standard output nowhere, if it is broken: Python would complain at its end."""
+    """Send the rest of standard output nowhere if it is broken, or Python complains at its end."""
     try:
         sys.stdout.flush()
     except OSError:

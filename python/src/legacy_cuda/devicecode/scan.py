@@ -329,7 +329,7 @@ def scan_wheel(
         def one(member: Member) -> FileCode | None:
             kind = classify(wheel.head(member, _HEAD))
             if kind is None and _is_ptx_name(member.name):
-                kind = "ptx"
+                kind = "ptx" if ptx.looks_like_ptx(wheel.head(member, ptx.HEAD)) else None
             if kind is None:
                 return None
             try:
@@ -375,12 +375,13 @@ def scan_tree(
         if size < _SMALLEST:
             return None
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        name = path.relative_to(root).as_posix()
+        length = ptx.HEAD if _is_ptx_name(name) else _HEAD
         try:
-            head = os.pread(fd, _HEAD, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            head = os.pread(fd, length, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
         finally:
             os.close(fd)
-        name = path.relative_to(root).as_posix()
-        if classify(head) is None and not _is_ptx_name(name):
+        if classify(head) is None and not (_is_ptx_name(name) and ptx.looks_like_ptx(head)):
             return None
         try:
             return scan_file(path, name, report)

@@ -1,0 +1,711 @@
+"""``up`` with a tiny stack: the real uv, a real index on loopback, real files; no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tiny
+
+from legacy_cuda import environment
+from legacy_cuda.catalog import find_engine, find_gpu, locks
+from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.resolve import Stack, resolve
+
+NOBODY = 65534  # the user without rights, on every Linux
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tiny.Box, Any]]:
+    """A box in which the environment has been made; tests that share it only look."""
+    with tiny.box(tmp_path_factory.mktemp("made")) as box:
+        done = box.run("up", "p40", "--json")
+        assert done.returncode == 0, done.stderr
+        yield box, json.loads(done.stdout)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[tiny.Box]:
+    with tiny.box(tmp_path) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def ready(box: tiny.Box) -> tiny.Box:
+    """A box of one's own with the environment made."""
+    done = box.run("up", "p40")
+    assert done.returncode == 0, done.stderr
+    return box
+
+
+def beside(target: Path) -> list[str]:
+    """What lies beside an environment, its lock aside."""
+    lock = f".{target.name}.legacy-cuda-lock"
+    if not target.parent.exists():
+        return []
+    names = {path.name for path in target.parent.iterdir()}
+    return sorted(names - {target.name, lock})
+
+
+def tree(root: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its inode and time of change: the same only if nothing was touched."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            status = path.lstat()
+            found[str(path.relative_to(root))] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def p40() -> Stack:
+    answer = resolve([find_gpu("p40")], find_engine("torch"))
+    assert isinstance(answer, Stack)
+    return answer
+
+
+def no_traceback(done: subprocess.CompletedProcess[str]) -> None:
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+# ------------------------------------------------------------------------------- it is made
+
+
+def test_it_is_made_and_proven(made: tuple[tiny.Box, Any]) -> None:
+    box, document = made
+    assert document["schema"] == "legacy-cuda/up/1"
+    assert (document["state"], document["good"]) == ("made", True)
+    (verdict,) = document["audit"]
+    assert (verdict["capability"], verdict["outcome"]) == ("6.1", "runs")
+    (library,) = verdict["libraries"]
+    assert library["path"] == "torch/lib/libtorch_cuda.so"
+    assert library["distribution"] == "torch 2.7.1"
+    assert (library["containers"], library["sass"]) == (2, 2)
+    assert document["arch_flags"]["agree"]
+    assert document["arch_flags"]["said"] == ["sm_50", "sm_60", "sm_61", "sm_70"]
+    assert document["gpu_run"] == "not run"
+    assert document["packages"] == {"torch": "2.7.1", "numpy": "2.2.6", "small": "1.0"}
+    manifest = json.loads((box.target / "legacy-cuda.json").read_text())
+    assert manifest["schema"] == environment.SCHEMA
+    assert environment.fingerprint(box.target) == manifest["fingerprint"]
+    assert beside(box.target) == []
+    done = subprocess.run(
+        [
+            box.target / "bin" / "python",
+            "-c",
+            "import torch, numpy, small; print(torch.__version__)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "2.7.1+cu126\n"
+
+
+def test_the_report_tells_what_was_seen(made: tuple[tiny.Box, Any]) -> None:
+    box, _ = made
+    text = (box.target / "report.html").read_text()
+    assert "Tesla P40" in text and "on a GPU: not run" in text and "libtorch_cuda.so" in text
+
+
+def test_it_is_made_once(made: tuple[tiny.Box, Any]) -> None:
+    box, _ = made
+    before, asked = tree(box.target), len(box.index.asked)
+    begin = time.monotonic()
+    done = box.run("up", "p40", "--json")
+    assert time.monotonic() - begin < 5
+    assert json.loads(done.stdout)["state"] == "unchanged since it was made"
+    assert done.returncode == 0
+    assert tree(box.target) == before
+    assert len(box.index.asked) == asked
+
+
+def test_many_equal_cards_share_a_place(made: tuple[tiny.Box, Any]) -> None:
+    box, _ = made
+    plan = environment.plan(p40(), target=box.target)
+    manifest = environment.read_manifest(box.target)
+    assert manifest is not None
+    assert not environment.matches(manifest, plan)  # the catalog's lock, not the tiny one
+
+
+def test_matches_compares_all_that_was_chosen(
+    made: tuple[tiny.Box, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, _ = made
+    monkeypatch.setattr(locks, "LOCK_DIRECTORY", box.locks)
+    manifest = environment.read_manifest(box.target)
+    assert manifest is not None
+    plan = environment.plan(p40(), target=box.target)
+    assert environment.matches(manifest, plan)
+    for key, value in (
+        ("lock", {"digest": "0"}),
+        ("gpus", ["p40", "p40"]),
+        ("stack", "volta"),
+        ("python", "3.9"),
+        ("tool", "0"),
+    ):
+        assert not environment.matches({**manifest, key: value}, plan), key
+    elsewhere = dataclasses.replace(plan, target=box.home)
+    assert not environment.matches(manifest, elsewhere)  # there is no Python
+
+
+# ---------------------------------------------------------------- it is looked at again
+
+
+def site(box: tiny.Box) -> Path:
+    return environment._site_packages(box.target)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file anew, so that uv's cache keeps the old one."""
+    path.unlink()
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("what", ["changed", "missing"])
+def test_a_file_that_is_not_as_in_the_lock_is_noticed(ready: tiny.Box, what: str) -> None:
+    path = site(ready) / "small" / "part7.py"
+    if what == "changed":
+        replace(path, "N = 8\n")
+    else:
+        path.unlink()
+    done = ready.run("up", "p40")
+    assert done.returncode == 1
+    assert "has changed since it was made" in done.stdout
+    assert "small/part7.py" in done.stdout and "--recreate" in done.stdout
+    again = ready.run("up", "p40", "--json")
+    assert again.returncode == 1, "a second look must not forget it"
+    assert json.loads(again.stdout)["altered"] == ["small/part7.py"]
+    assert "small/part7.py" in (ready.target / "report.html").read_text()
+    healed = ready.run("up", "p40", "--recreate", "--json")
+    assert healed.returncode == 0
+    assert json.loads(healed.stdout)["altered"] == []
+
+
+def test_a_file_altered_in_the_cache_too_is_not_installed_again(ready: tiny.Box) -> None:
+    path = site(ready) / "small" / "part7.py"
+    if path.stat().st_nlink < 2:
+        pytest.skip("uv copies or clones on this file system: the cache cannot be reached")
+    with path.open("a") as file:  # in place: the same bytes as in uv's cache
+        file.write("N = 8\n")
+    assert ready.run("up", "p40").returncode == 1
+    before = tree(ready.target)
+    done = ready.run("up", "p40", "--recreate")
+    assert done.returncode == 3
+    assert "uv's cache is damaged" in done.stderr and "small/part7.py" in done.stderr
+    assert "uv cache clean" in done.stderr
+    assert tree(ready.target) == before
+    shutil.rmtree(ready.home / "uv-cache")
+    assert ready.run("up", "p40", "--recreate").returncode == 0
+
+
+def test_another_package_beside_is_audited_and_allowed(ready: tiny.Box) -> None:
+    (site(ready) / "extra.py").write_text("")
+    done = ready.run("up", "p40", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["state"]) == (0, "examined again")
+    assert json.loads(ready.run("up", "p40", "--json").stdout)["state"].startswith("unchanged")
+
+
+def test_a_library_for_other_gpus_is_noticed(ready: tiny.Box) -> None:
+    one = tiny.builders.container(tiny.builders.entry(number=90))
+    (site(ready) / "other.so").write_bytes(tiny.builders.library(one))
+    done = ready.run("up", "p40")
+    assert done.returncode == 1
+    assert "does not run: other.so serves it in 0 of 1" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["activate", "report.html"])
+def test_our_own_files_are_written_again(ready: tiny.Box, name: str) -> None:
+    before = (ready.target / name).read_text()
+    (ready.target / name).unlink()
+    assert ready.run("up", "p40").returncode == 0
+    assert (ready.target / name).exists()
+    if name == "activate":
+        assert (ready.target / name).read_text() == before
+
+
+def test_a_python_that_is_gone_is_replaced(ready: tiny.Box) -> None:
+    python = ready.target / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3")
+    done = ready.run("up", "p40", "--json")
+    assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "made")
+
+
+def test_torch_that_cannot_be_imported_is_a_verdict(ready: tiny.Box) -> None:
+    (site(ready) / "torch" / "broken").write_text("")
+    done = ready.run("up", "p40")
+    assert done.returncode == 1
+    assert "not importable: ImportError" in done.stdout
+    assert "undefined symbol" in done.stdout
+
+
+# ------------------------------------------------------------------------ verdicts of the whole
+
+
+def test_arch_flags_that_disagree_are_a_verdict(tmp_path: Path) -> None:
+    wheels = [tiny.make_torch(flags="sm_61 sm_90")]
+    with tiny.box(tmp_path, wheels) as box:
+        done = box.run("up", "p40")
+        assert done.returncode == 1
+        assert "NOT as audited" in done.stdout
+        assert environment.read_manifest(box.target) is not None
+
+
+def test_a_stack_without_code_for_the_gpu_is_a_verdict(tmp_path: Path) -> None:
+    with tiny.box(tmp_path, [tiny.make_torch(held=(75, 90))]) as box:
+        done = box.run("up", "p40")
+        assert done.returncode == 1
+        assert "does not run" in done.stdout
+        assert "does not run" in (box.target / "report.html").read_text()
+
+
+def test_a_stack_without_torch_is_a_verdict(tmp_path: Path) -> None:
+    only = tiny.make_wheel("small", "1.0", {"small.py": b""}, "py3-none-manylinux_2_17_x86_64")
+    with tiny.box(tmp_path, [only]) as box:
+        done = box.run("up", "p40")
+        assert done.returncode == 1
+        assert "not importable: ModuleNotFoundError" in done.stdout
+        assert (box.target / "legacy-cuda.json").is_file()
+
+
+def test_a_corrupt_library_is_not_installed(tmp_path: Path) -> None:
+    cut = tiny.builders.library(tiny.builders.container(tiny.builders.entry()))[:-100]
+    torch = tiny.make_torch()
+    bad = tiny.make_wheel("bad", "1.0", {"bad/lib.so": cut})
+    with tiny.box(tmp_path, [torch, bad]) as box:
+        done = box.run("up", "p40")
+        assert done.returncode == 3
+        assert "bad/lib.so" in done.stderr
+        assert not box.target.exists() and beside(box.target) == []
+
+
+# ------------------------------------------------------------- what fails leaves nothing behind
+
+
+def failed(box: tiny.Box, *arguments: str, **options: Any) -> str:
+    """The message of a run that has to fail with 3 and to leave nothing behind."""
+    before = tree(box.target)
+    done = box.run("up", "p40", *arguments, **options)
+    assert done.returncode == 3, done.stdout + done.stderr
+    no_traceback(done)
+    assert tree(box.target) == before
+    assert beside(box.target) == []
+    return done.stderr
+
+
+def test_a_wrong_sha256(box: tiny.Box) -> None:
+    tiny.write_lock(box.locks, box.index.wheels, wrong=frozenset({"small"}))
+    message = failed(box)
+    assert "does not have the sha256 of the lock" in message
+    assert "small" in message and "UV_DEFAULT_INDEX" in message
+    assert not box.target.exists()
+
+
+def test_a_wrong_sha256_leaves_the_environment_that_is_there(ready: tiny.Box) -> None:
+    tiny.write_lock(ready.locks, ready.index.wheels, wrong=frozenset({"small"}))
+    failed(ready)
+    tiny.write_lock(ready.locks, ready.index.wheels)
+    assert "unchanged" in ready.run("up", "p40").stdout
+
+
+def test_a_mirror_that_serves_another_file(box: tiny.Box) -> None:
+    other = tiny.make_wheel("small", "1.0", {"small/__init__.py": b"import os\n"})
+    box.index.lies[other.name] = other.data
+    assert "sha256" in failed(box)
+
+
+def test_an_index_that_cannot_be_reached(box: tiny.Box) -> None:
+    dead = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple/"}
+    assert "the package index cannot be reached" in failed(box, variables=dead)
+
+
+def test_an_index_without_the_file(box: tiny.Box) -> None:
+    box.index.gone.add(box.index.wheels[2].name)
+    assert "small" in failed(box)
+    box.index.gone.clear()
+    assert box.run("up", "p40").returncode == 0
+
+
+def test_a_download_that_breaks_off(box: tiny.Box) -> None:
+    wheel = box.index.wheels[0]
+    box.index.cuts[wheel.name] = [200] * 20
+    assert "torch" in failed(box)
+    box.index.cuts.clear()
+    assert box.run("up", "p40").returncode == 0
+
+
+def test_offline_with_an_empty_cache(box: tiny.Box) -> None:
+    message = failed(box, "--offline")
+    assert "uv's cache does not hold everything" in message and "without --offline" in message
+    assert box.index.asked == []
+
+
+def test_offline_with_a_full_cache(ready: tiny.Box) -> None:
+    asked = len(ready.index.asked)
+    assert ready.run("up", "p40", "--offline", "--recreate").returncode == 0
+    assert len(ready.index.asked) == asked
+
+
+@pytest.mark.parametrize("where", ["environment", "cache"])
+def test_a_full_disk(tmp_path: Path, where: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system takes root's rights")
+    try:
+        with tiny.box(tmp_path / "home", tiny.make_stack(filler=2 << 20)) as box:
+            name = "LEGACY_CUDA_HOME" if where == "environment" else "UV_CACHE_DIR"
+            variables = {name: str(disk)}
+            target = disk / "p40" if where == "environment" else box.target
+            done = box.run("up", "p40", variables=variables)
+            assert done.returncode == 3
+            assert "not enough room" in done.stderr and "--path" in done.stderr
+            # What the lock says may be too little (here: 1 byte a file): then it fills up.
+            wheels = [dataclasses.replace(wheel, unpacked=1) for wheel in box.index.wheels]
+            tiny.write_lock(box.locks, wheels)
+            done = box.run("up", "p40", variables=variables)
+            assert done.returncode == 3, done.stdout
+            assert "the disk is full" in done.stderr
+            no_traceback(done)
+            assert not target.exists() and beside(target) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ----------------------------------------------------------------------------- places
+
+
+def as_nobody() -> dict[str, Any]:
+    """Options for a run without root's rights; none where this is not root."""
+    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    sealed = tmp_path / "sealed"
+    sealed.mkdir(mode=0o755)
+    try:
+        subprocess.run([sys.executable, "-c", "import legacy_cuda"], check=True, **as_nobody())
+    except (subprocess.CalledProcessError, OSError):
+        pytest.skip("this Python cannot be run by another user, and root may write everywhere")
+    if not as_nobody():
+        sealed.chmod(0o555)
+    place = sealed / "p40"
+    with tiny.box(tmp_path / "home") as box:
+        for folder in [tmp_path, *tmp_path.parents]:
+            if folder.owner() != "root" or folder == Path("/tmp"):
+                break
+            folder.chmod(folder.stat().st_mode | 0o755) if folder != Path("/") else None
+        arguments = ["up", "p40", "--path", str(place)]
+        done = box.run(*arguments, **as_nobody())
+    assert done.returncode == 2, done.stderr
+    assert "cannot be made" in done.stderr and "--path" in done.stderr
+    no_traceback(done)
+
+
+def test_a_place_below_a_file(box: tiny.Box) -> None:
+    (box.home / "file").write_text("mine")
+    done = box.run("up", "p40", "--path", str(box.home / "file" / "p40"))
+    assert done.returncode == 2
+    no_traceback(done)
+
+
+@pytest.mark.parametrize("recreate", [(), ("--recreate",)])
+@pytest.mark.parametrize("kind", ["folder", "file", "other manifest", "no JSON", "a list"])
+def test_what_is_not_ours_is_left_alone(
+    box: tiny.Box, kind: str, recreate: tuple[str, ...]
+) -> None:
+    place = box.home / "place"
+    contents = {
+        "folder": ("precious", "data"),
+        "other manifest": ("legacy-cuda.json", '{"schema": "somebody/else/1"}'),
+        "no JSON": ("legacy-cuda.json", "{"),
+        "a list": ("legacy-cuda.json", "[]"),
+    }
+    if kind == "file":
+        place.write_text("precious")
+    else:
+        place.mkdir()
+        (place / contents[kind][0]).write_text(contents[kind][1])
+    before = tree(place) or place.read_text()
+    done = box.run("up", "p40", "--path", str(place), *recreate)
+    assert done.returncode == 2
+    assert "was not made by legacy-cuda" in done.stderr
+    assert (tree(place) or place.read_text()) == before
+    no_traceback(done)
+
+
+def test_an_environment_of_another_version(ready: tiny.Box) -> None:
+    path = ready.target / "legacy-cuda.json"
+    path.write_text(json.dumps({"schema": "legacy-cuda/environment/0"}))
+    done = ready.run("up", "p40")
+    assert done.returncode == 2
+    assert "--recreate" in done.stderr
+    assert ready.run("up", "p40", "--recreate").returncode == 0
+
+
+def test_an_empty_folder_is_a_place(box: tiny.Box) -> None:
+    place = box.home / "place with 'quotes' $HOME"
+    place.mkdir()
+    assert box.run("up", "p40", "--path", str(place)).returncode == 0
+    assert environment.read_manifest(place) is not None
+    script = '. "$0/activate" && printf %s "$VIRTUAL_ENV"'
+    done = subprocess.run(["sh", "-c", script, str(place)], capture_output=True, text=True)
+    assert done.stdout == str(place), done.stderr
+
+
+def test_a_link_to_a_place_stays_a_link(box: tiny.Box) -> None:
+    (box.home / "real").mkdir()
+    link = box.home / "link"
+    link.symlink_to("real")
+    for _ in range(2):
+        assert box.run("up", "p40", "--recreate", "--path", str(link)).returncode == 0
+    assert link.is_symlink()
+    assert environment.read_manifest(box.home / "real") is not None
+
+
+def test_settings_of_the_project_one_stands_in_do_not_count(box: tiny.Box) -> None:
+    project = box.home / "project"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        '[project]\nname = "p"\nversion = "1"\n[tool.uv.pip]\ntarget = "elsewhere"\n'
+    )
+    assert box.run("up", "p40", "--path", ".venv", cwd=project).returncode == 0
+    assert not (project / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    "variable", ["UV_LINK_MODE=symlink", "UV_SYSTEM_PYTHON=1", "UV_NO_CACHE=1"]
+)
+def test_settings_of_uv_that_must_not_matter(box: tiny.Box, variable: str) -> None:
+    name, _, value = variable.partition("=")
+    assert box.run("up", "p40", variables={name: value}).returncode == 0
+
+
+# ------------------------------------------------------------------------ several at once
+
+
+def test_the_second_of_two_says_who_holds_the_lock(box: tiny.Box) -> None:
+    box.index.gate = threading.Event()
+    first = subprocess.Popen(
+        [*tiny.command(box.locks), "up", "p40"],
+        env=box.variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        limit = time.monotonic() + 30
+        while not box.index.asked and time.monotonic() < limit:
+            time.sleep(0.02)
+        done = box.run("up", "p40")
+        assert done.returncode == 3
+        assert "is being made by another legacy-cuda" in done.stderr
+        assert f"process {first.pid} holds" in done.stderr
+    finally:
+        box.index.gate.set()
+        assert first.wait(60) == 0
+    assert "unchanged" in box.run("up", "p40").stdout
+
+
+def test_a_lock_file_alone_holds_nobody_up(box: tiny.Box) -> None:
+    lock = box.target.with_name(".p40.legacy-cuda-lock")
+    lock.parent.mkdir()
+    lock.write_text("12345678")
+    with environment.exclusive(box.target), lock.open() as file:
+        assert file.read() == str(os.getpid())
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(SurroundingsError, match="another legacy-cuda"):
+            environment.exclusive(box.target).__enter__()
+    with environment.exclusive(box.target):
+        pass
+
+
+def test_what_a_killed_run_left_is_cleared(ready: tiny.Box) -> None:
+    new = ready.target.with_name(".p40.legacy-cuda-new")
+    old = ready.target.with_name(".p40.legacy-cuda-old")
+    for folder in (new, old):
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "half").write_text("")
+    assert "unchanged" in ready.run("up", "p40").stdout
+    assert beside(ready.target) == []
+
+
+def test_killed_between_the_two_renames(ready: tiny.Box) -> None:
+    ready.target.rename(ready.target.with_name(".p40.legacy-cuda-old"))
+    asked = len(ready.index.asked)
+    assert "unchanged" in ready.run("up", "p40").stdout
+    assert beside(ready.target) == []
+    assert len(ready.index.asked) == asked
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_cleans_up(box: tiny.Box, number: signal.Signals) -> None:
+    box.index.gate = threading.Event()
+    run = subprocess.Popen(
+        [*tiny.command(box.locks), "up", "p40"],
+        env=box.variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + 30
+    while not box.index.asked and time.monotonic() < limit:
+        time.sleep(0.02)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert not box.target.exists() and beside(box.target) == []
+
+
+def kill_up() -> ModuleType:
+    """tests/bench/kill_up.py as a module."""
+    path = Path(__file__).parents[1] / "bench" / "kill_up.py"
+    spec = importlib.util.spec_from_file_location("kill_up", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_up"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    with tiny.box(tmp_path, tiny.make_stack(filler=1 << 20)) as box:
+        command = [*tiny.command(box.locks), "up", "p40"]
+        summary = kill_up().campaign(command, box.variables, box.target, kills=10, seed=3)
+    assert summary.good, summary
+    assert sum(not kill.ended for kill in summary.kills) >= 5
+
+
+# --------------------------------------------------------------------- Python and machine
+
+
+def test_a_python_without_wheels(box: tiny.Box) -> None:
+    done = box.run("up", "p40", "--python", "3.9")
+    assert done.returncode == 2
+    assert "3.10, 3.11, 3.12, 3.13" in done.stderr and "--python" in done.stderr
+    assert not box.target.exists()
+
+
+def test_a_python_that_is_not_on_the_machine(box: tiny.Box) -> None:
+    other = next(version for version in tiny.PYTHONS if version != tiny.PYTHON)
+    bare = {"PATH": "/nonexistent", "UV_PYTHON_INSTALL_DIR": str(box.home / "none")}
+    done = box.run("up", "p40", "--python", other, variables=bare)
+    if done.returncode == 0:
+        pytest.skip(f"uv found a Python {other} all the same")
+    assert done.returncode == 3
+    assert f"no Python {other} on this machine" in done.stderr
+    assert beside(box.target) == []
+
+
+def test_the_python_of_an_environment_is_kept(ready: tiny.Box) -> None:
+    path = ready.target / "legacy-cuda.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["python"] == tiny.PYTHON
+    manifest["python"] = "3.9"  # of an older catalog, which still had wheels for it
+    path.write_text(json.dumps(manifest))
+    assert json.loads(ready.run("up", "p40", "--json").stdout)["state"] == "made"
+
+
+def unsupported(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> UserError:
+    for name, value in facts.items():
+        monkeypatch.setattr(platform, name, lambda value=value: value)
+    with pytest.raises(UserError) as caught:
+        environment.plan(p40())
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def test_machines_without_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        assert "Linux aarch64" in unsupported(patch, machine="aarch64").what
+    with monkeypatch.context() as patch:
+        assert "Darwin" in unsupported(patch, system="Darwin").what
+    with monkeypatch.context() as patch:
+        assert "glibc 2.5" in unsupported(patch, libc_ver=("glibc", "2.5")).what
+    with monkeypatch.context() as patch:
+        assert "no glibc" in unsupported(patch, libc_ver=("", "")).what
+
+
+# ------------------------------------------------------------------------------ activation
+
+SHELLS = ["sh", "bash", "dash", "zsh", "ksh", "busybox"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("how", ["absolute", "beside", "below CDPATH"])
+def test_activate(made: tuple[tiny.Box, Any], shell: str, how: str) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    command = [program, "sh"] if shell == "busybox" else [program]
+    box, _ = made
+    source = {
+        "absolute": f'cd / && . "{box.target}/activate"',
+        "beside": f'cd "{box.target}" && . ./activate && cd /',
+        "below CDPATH": f'cd "{box.home}" && . environments/p40/activate && cd / >/dev/null',
+    }[how]
+    script = (
+        f"{source}\n"
+        'printf "%s\\n" "$VIRTUAL_ENV" "$TORCH_CUDA_ARCH_LIST" "$CUDAARCHS" "$CUDA_DEVICE_ORDER"'
+        ' "$CUDA_MODULE_LOADING" "$CUDA_CACHE_MAXSIZE" "$(command -v python)"\n'
+        "python -c 'import sys, torch; print(sys.prefix)'\n"
+    )
+    variables = {**box.variables}
+    if how == "below CDPATH":
+        variables["CDPATH"] = f".:{box.home}"
+    done = subprocess.run(
+        [*command, "-c", script], env=variables, capture_output=True, text=True, check=False
+    )
+    target = str(box.target)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        target,
+        "6.1",
+        "61",
+        "PCI_BUS_ID",
+        "LAZY",
+        "4294967296",
+        f"{target}/bin/python",
+        target,
+    ]
+
+
+def test_activate_can_be_undone(made: tuple[tiny.Box, Any]) -> None:
+    box, _ = made
+    script = f'. "{box.target}/activate"; deactivate; printf %s "${{VIRTUAL_ENV:-none}}:$PATH"'
+    for shell in ("bash", "sh"):
+        done = subprocess.run(
+            [shell, "-c", script], env=box.variables, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == f"none:{box.variables['PATH']}"
+
+
+def test_activate_in_a_moved_environment(ready: tiny.Box) -> None:
+    """bash says which file it reads, so that the environment may be moved."""
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    moved = ready.home / "moved"
+    ready.target.rename(moved)
+    script = f'. "{moved}/activate"; python -c "import sys; print(sys.prefix)"'
+    done = subprocess.run(
+        ["bash", "-c", script], env=ready.variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(moved)

@@ -1,0 +1,57 @@
+"""The whole tree is formatted, lint-free and typed, and names nothing it must not name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / "python"
+CONFIG = ["--config", str(PYTHON / "pyproject.toml")]
+PLACES = [str(PYTHON), str(ROOT / "tools"), str(ROOT / "tests")]
+
+
+def run(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=PYTHON, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lint() -> None:
+    run("ruff", "check", "--no-cache", *CONFIG, *PLACES)
+
+
+def test_format() -> None:
+    run("ruff", "format", "--no-cache", "--check", *CONFIG, *PLACES)
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="skipped: tomli is typed by the standard library's twin"
+)
+def test_types() -> None:
+    tools = [str(path) for path in sorted((ROOT / "tools").glob("*.py"))]
+    run("mypy", "--cache-dir", "/dev/null", "src", *tools)
+
+
+def test_no_registry_host_and_no_path_of_a_machine() -> None:
+    """Mirrors are a setting: nothing names the host of a package registry."""
+    forbidden = re.compile(
+        "|".join(("pythonhos" + "ted", r"//(?:www\.)?pypi" + r"\.org", "npmjs" + r"\.org"))
+    )
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if names.returncode:
+        pytest.skip("skipped: not a git checkout")
+    found = []
+    for name in names.stdout.split("\0"):
+        path = ROOT / name
+        if name and path.is_file() and not path.is_symlink():
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            found += [f"{name}: {match[0]}" for match in forbidden.finditer(text)]
+    assert not found
