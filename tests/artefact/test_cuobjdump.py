@@ -18,8 +18,6 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
-from wheels import Library, WheelUnavailable, extract, obtain, read_list
-
 from legacy_cuda.devicecode import (
     DeviceCodeError,
     Entry,
@@ -30,6 +28,7 @@ from legacy_cuda.devicecode import (
     scan_file,
     scan_wheel,
 )
+from wheels import Library, WheelUnavailable, extract, obtain, read_list
 
 WHEELS, LIBRARIES = read_list()
 READERS = {
@@ -39,6 +38,7 @@ READERS = {
 EXECUTABLE = ".nv_fatbin"
 RELOCATABLE = "__nv_relfatbin"
 LTO_MAGIC = b"\xedCN\x7f"
+SMALL = 1 << 15  # bytes, packed and unpacked together: so far every stub is recognised
 NO_CODE = "does not contain device code"
 
 # One block of cuobjdump's text for each entry: kind, target, version and some flags by name.
@@ -267,10 +267,11 @@ def test_payloads_agree_with_their_entries(case: Case) -> None:
     opaque: Counter[str] = Counter()
     with case.path.open("rb") as file:
         for placed in case.code.containers:
-            stub = True
+            stub, size = True, placed.container.size
             for entry in placed.container.entries:
                 file.seek(entry.offset)
                 stored = file.read(entry.size)
+                size += entry.uncompressed_size
                 if entry.kind == "cubin":
                     code = fatbin.payload(entry, stored)
                     stub = stub and not has_code(entry, code)
@@ -293,7 +294,8 @@ def test_payloads_agree_with_their_entries(case: Case) -> None:
                         assert fatbin.payload(entry, stored).startswith(LTO_MAGIC)
                     except DeviceCodeError:
                         opaque[placed.section] += 1
-            assert placed.container.stub == stub, placed
+            if placed.container.stub or size <= SMALL:
+                assert placed.container.stub == stub, placed
     for name, section in case.library.sections.items():
         assert relocatable[name] == section.relocatable
         assert opaque[name] == section.opaque

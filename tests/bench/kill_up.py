@@ -3,9 +3,9 @@
 
     kill_up.py [--kills 30] [--seed 1] [--gpu p40] [--folder DIR] [--json FILE]
 
-A first run is not disturbed and gives the duration T. Then so many runs are started and their main
+First runs that are not disturbed give the duration T. Then so many runs are started and their main
 process (no other) gets SIGKILL at moments spread over 0 to T, every other one while a complete
-environment is being replaced (``--recreate``). After each kill:
+environment is being replaced (``--recreate``, with a T of its own). After each kill:
 
 - the environment is complete (its manifest parses, the fingerprint of its files matches), or not
   there; while one is replaced, it is there, or whole beside its place for the next run to restore,
@@ -57,7 +57,8 @@ class Kill:
 class Summary:
     """A whole campaign."""
 
-    undisturbed_s: float
+    fresh_s: float
+    replace_s: float
     kills: list[Kill] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
@@ -108,8 +109,8 @@ def start(command: Sequence[str], variables: Mapping[str, str], mark: str) -> su
         command,
         env={**variables, MARK: mark},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
 
@@ -182,13 +183,17 @@ def campaign(
     again = [*command, "--recreate"]
     first = undisturbed(command, variables, target)
     shutil.rmtree(target)
-    # The first run may have filled caches; the second one's duration counts.
-    length = min(first, undisturbed(command, variables, target))
-    summary = Summary(length)
+    # The first run may have filled caches; then the second one's duration counts.
+    lengths = (
+        min(first, undisturbed(command, variables, target)),
+        undisturbed(again, variables, target),
+    )
+    summary = Summary(*lengths)
     chance = random.Random(seed)
-    moments = [(number + chance.random()) / kills * length * 1.02 for number in range(kills)]
-    chance.shuffle(moments)
-    for number, moment in enumerate(moments):
+    shares = [(number + chance.random()) / kills * 1.02 for number in range(kills)]
+    chance.shuffle(shares)
+    for number, share in enumerate(shares):
+        moment = share * lengths[number % 2]
         if number % 2 and state_of(target) != "complete":
             undisturbed(command, variables, target)
         elif number % 2 == 0 and target.exists():
@@ -244,8 +249,8 @@ def main() -> int:
     killed = sum(not kill.ended for kill in summary.kills)
     bad = sum(bool(kill.violations) for kill in summary.kills)
     print(
-        f"{len(summary.kills)} runs over {summary.undisturbed_s:.1f} s: {killed} killed, "
-        f"{bad} with violations"
+        f"{len(summary.kills)} runs (undisturbed {summary.fresh_s:.1f} s, replacing "
+        f"{summary.replace_s:.1f} s): {killed} killed, {bad} with violations"
     )
     for text in summary.violations:
         print(f"violation: {text}")

@@ -27,8 +27,6 @@ from legacy_cuda.catalog import find_engine, find_gpu, locks
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.resolve import Stack, resolve
 
-NOBODY = 65534  # the user without rights, on every Linux
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tiny.Box, Any]]:
@@ -134,14 +132,6 @@ def test_it_is_made_once(made: tuple[tiny.Box, Any]) -> None:
     assert len(box.index.asked) == asked
 
 
-def test_many_equal_cards_share_a_place(made: tuple[tiny.Box, Any]) -> None:
-    box, _ = made
-    plan = environment.plan(p40(), target=box.target)
-    manifest = environment.read_manifest(box.target)
-    assert manifest is not None
-    assert not environment.matches(manifest, plan)  # the catalog's lock, not the tiny one
-
-
 def test_matches_compares_all_that_was_chosen(
     made: tuple[tiny.Box, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +216,7 @@ def test_a_library_for_other_gpus_is_noticed(ready: tiny.Box) -> None:
     (site(ready) / "other.so").write_bytes(tiny.builders.library(one))
     done = ready.run("up", "p40")
     assert done.returncode == 1
-    assert "does not run: other.so serves it in 0 of 1" in " ".join(done.stdout.split())
+    assert "does not run" in done.stdout and "other.so" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["activate", "report.html"])
@@ -392,28 +382,23 @@ def test_a_full_disk(tmp_path: Path, where: str) -> None:
 # ----------------------------------------------------------------------------- places
 
 
-def as_nobody() -> dict[str, Any]:
-    """Options for a run without root's rights; none where this is not root."""
-    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
-
-
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    sealed = tmp_path / "sealed"
-    sealed.mkdir(mode=0o755)
-    try:
-        subprocess.run([sys.executable, "-c", "import legacy_cuda"], check=True, **as_nobody())
-    except (subprocess.CalledProcessError, OSError):
-        pytest.skip("this Python cannot be run by another user, and root may write everywhere")
-    if not as_nobody():
+def test_a_folder_that_cannot_be_written(box: tiny.Box) -> None:
+    sealed = box.home / "sealed"
+    sealed.mkdir()
+    mounted = os.geteuid() == 0  # whom permissions do not stop
+    if mounted:
+        mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(sealed)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("root may write everywhere, and mounting is not allowed here")
+    else:
         sealed.chmod(0o555)
-    place = sealed / "p40"
-    with tiny.box(tmp_path / "home") as box:
-        for folder in [tmp_path, *tmp_path.parents]:
-            if folder.owner() != "root" or folder == Path("/tmp"):
-                break
-            folder.chmod(folder.stat().st_mode | 0o755) if folder != Path("/") else None
-        arguments = ["up", "p40", "--path", str(place)]
-        done = box.run(*arguments, **as_nobody())
+    try:
+        done = box.run("up", "p40", "--path", str(sealed / "p40"))
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(sealed)], check=True)
+        else:
+            sealed.chmod(0o755)
     assert done.returncode == 2, done.stderr
     assert "cannot be made" in done.stderr and "--path" in done.stderr
     no_traceback(done)
@@ -545,6 +530,23 @@ def test_what_a_killed_run_left_is_cleared(ready: tiny.Box) -> None:
         (folder / "bin" / "half").write_text("")
     assert "unchanged" in ready.run("up", "p40").stdout
     assert beside(ready.target) == []
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_new_takes_the_place_of_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Also where the system cannot let two folders change places in one step."""
+    if not at_once:
+        monkeypatch.setattr(environment, "_exchange", lambda one, other: False)
+    target, building = tmp_path / "p40", tmp_path / ".p40.legacy-cuda-new"
+    for folder in (target, building):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    environment._swap(building, target)
+    assert (target / "name").read_text() == building.name
+    assert (building / "name").read_text() == "p40"
+    assert beside(target) == [building.name]
 
 
 def test_killed_between_the_two_renames(ready: tiny.Box) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +75,14 @@ def make_wheel(
     every[f"{info}/RECORD"] = "".join([*rows, f"{info}/RECORD,,\n"]).encode()
     unpacked = sum(map(len, every.values()))
     name = f"{package}-{version}-{tag}.whl"
-    return Wheel(package, version, name, builders.wheel(every), unpacked)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, data in every.items():
+            member = zipfile.ZipInfo(path)
+            member.external_attr = (0o100755 if "/scripts/" in path else 0o100644) << 16
+            member.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(member, data)
+    return Wheel(package, version, name, out.getvalue(), unpacked)
 
 
 def make_torch(

@@ -54,6 +54,8 @@ _CHECK = Path(__file__).with_name("torch_check.py")
 # The parent's death kills uv and Python too, so that neither goes on alone (prctl(2)).
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+_AT_FDCWD = -100  # fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
 
 _IMPORT_LIMIT = 600.0  # seconds for importing torch and a small matrix on every GPU
 
@@ -361,13 +363,25 @@ def refresh(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def _swap(building: Path, target: Path) -> None:
-    if target.exists():
+    """Put what was built in its place; what was there is in ``building`` then, to be removed."""
+    if not target.exists():
+        building.rename(target)
+    elif not _exchange(building, target):
+        # A kill between the first two leaves "old" whole, and the next run puts it back.
         old = _sibling(target, "old")
         target.rename(old)
         building.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        building.rename(target)
+        old.rename(building)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step (renameat2(2)); False where that cannot be."""
+    try:
+        names = os.fsencode(one), os.fsencode(other)
+        done: int = _LIBC.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    except AttributeError:  # glibc has it from 2.28 on
+        return False
+    return done == 0
 
 
 def _check_space(plan: Plan) -> None:

@@ -26,11 +26,13 @@ exit codes: 0 fine, 1 a negative verdict, 2 bad input, 3 the surroundings failed
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
+    from legacy_cuda.cli import output
+
     main_parser = argparse.ArgumentParser(
         prog="legacy-cuda",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=output.HelpFormatter,
     )
     main_parser.add_argument("--version", action="version", version=f"legacy-cuda {__version__}")
     main_parser.add_argument(

@@ -20,7 +20,7 @@ def add(subparsers: Any) -> None:
         "  legacy-cuda audit ~/venv --gpu p40 --verbose\n"
         "  legacy-cuda audit dist/*.whl libfoo.so --gpu k80,m40,p100,p40,v100\n\n"
         "exit code 1 if any target does not run on any of the GPUs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=output.HelpFormatter,
     )
     parser.add_argument("target", nargs="+", help="a path, or name==version of a package on PyPI")
     parser.add_argument(

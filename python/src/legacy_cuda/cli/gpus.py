@@ -17,7 +17,7 @@ def add(subparsers: Any) -> None:
         help="list the GPUs of the catalog",
         description="List the GPUs of the catalog, all of them or those named.",
         epilog="examples:\n  legacy-cuda gpus\n  legacy-cuda gpus p40 10de:102d --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=output.HelpFormatter,
     )
     parser.add_argument("gpu", nargs="*", help="name, alias, product name or PCI id")
     parser.add_argument("--json", action="store_true", help="one JSON document")

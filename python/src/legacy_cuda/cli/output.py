@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -19,6 +20,15 @@ from legacy_cuda.catalog import CatalogError, Engine, Gpu
 from legacy_cuda.errors import UserError
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps text to the terminal, but keeps the lines of a text that has several: examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
 
 
 def prepare() -> None:

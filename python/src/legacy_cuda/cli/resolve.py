@@ -24,7 +24,7 @@ def add(subparsers: Any) -> None:
         "  legacy-cuda resolve 2xk80 p40\n"
         "  legacy-cuda resolve 10de:1b38 --engine vllm\n"
         "  legacy-cuda resolve              (the GPUs of this machine)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=output.HelpFormatter,
     )
     add_selection(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document")
@@ -104,7 +104,7 @@ def _dotted(version: tuple[int, int]) -> str:
 def show(answer: Stack | Refusal) -> None:
     """The answer for people."""
     cards = ", ".join(f"{gpu.product} ({gpu.capability})" for gpu in answer.gpus)
-    print(f"{cards}, engine {answer.engine.name}")
+    print(output.wrapped("", f"{cards}, engine {answer.engine.name}", 0))
     if isinstance(answer, Refusal):
         print(output.paint("refused", "red", "bold") + f" [{answer.rule}]")
         for text in answer.because:
@@ -113,7 +113,7 @@ def show(answer: Stack | Refusal) -> None:
             print(output.wrapped("  instead", text, 12))
         return
     head = output.paint(f"stack {answer.facts.name}", "green", "bold")
-    print(f"{head}: {answer.facts.title}")
+    print(output.wrapped("", f"{head}: {answer.facts.title}", 0))
     for item in answer.reasons:
         print(f"  {item.subject:<19}{output.paint(item.choice, 'bold')}")
         print(output.wrapped("", output.paint(item.because, "dim"), 21))

@@ -24,7 +24,7 @@ def add(subparsers: Any) -> None:
         "  legacy-cuda up k80 --python 3.10 --path ~/envs/k80\n"
         "  legacy-cuda up p4000 gtx1060-6gb --json\n\n"
         "mirrors, proxies and credentials are set up as for uv (UV_DEFAULT_INDEX, ...)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=output.HelpFormatter,
     )
     resolve_command.add_selection(parser)
     parser.add_argument("--python", help="which Python, for example 3.11 (default: what fits)")

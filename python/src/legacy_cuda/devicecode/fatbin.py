@@ -325,7 +325,9 @@ def _is_stub(body: bytes) -> bool:
             return False
         if entry.kind == "ptx" and b".version" not in code:
             return False
-        if any(sign in code for sign in (b".text.", b".entry", b".func")):
+        # not .entry in a cubin: some toolkits name a section .nv.uft.entry in every one
+        signs = (b".text.",) if entry.kind == "cubin" else (b".entry", b".func")
+        if any(sign in code for sign in signs):
             return False
         at += taken
     return True
