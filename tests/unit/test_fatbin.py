@@ -476,3 +476,17 @@ def test_bombs_take_no_memory() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_magic_that_begins_inside_a_container_is_not_another_one() -> None:
+    """Found by fuzzing: a piece that ends with the container and with the first bytes of a magic."""
+    start = container(entry(payload=b"\xaa" * 64))[:8]
+    inside = container(entry(payload=b"\xaa" * 62 + start[:2]))
+    data = inside + start[2:] + container(entry())[8:] + bytes(100)
+    whole = ContainerScanner()
+    whole.feed(0, data)
+    pieces = ContainerScanner()
+    pieces.feed(0, data[: len(inside)])
+    pieces.feed(len(inside), data[len(inside) :])
+    assert pieces.finish(len(data)) == whole.finish(len(data))
+    assert len(whole.finish(len(data))) == 1

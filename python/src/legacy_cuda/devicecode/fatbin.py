@@ -240,11 +240,12 @@ class ContainerScanner:
                     self._entries.append(entry)
                     at += taken
                 self._close()
-            at = buffer.find(_CONTAINER_START, at) if at < length else at
-            if at < 0:
-                return length - _overlap(buffer)
             if at >= length:
                 return at
+            searched = at
+            at = buffer.find(_CONTAINER_START, searched)
+            if at < 0:  # never back into what has been read
+                return max(searched, length - _overlap(buffer))
             first = at + _CONTAINER_HEADER.size
             if first + _ENTRY_HEADER.size > length:
                 return at
