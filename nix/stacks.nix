@@ -51,12 +51,20 @@ let
   driversFor = capabilities: filter (driver: all driver.serves capabilities) drivers;
   runsCuda = cuda: driver: atLeast catalog.toolkits.${cuda}.driver_min driver.branch.latest;
 
+  # Does the driver run the stack's CUDA, and compile the PTX that these capabilities need?
+  runsStack =
+    capabilities: stack: driver:
+    runsCuda stack.cuda driver
+    && all (
+      capability: atLeast (stack.jit_driver.${capability} or "0") driver.branch.branch
+    ) capabilities;
+
   stacksFor =
     capabilities: drivers:
     filter (
       stack:
       all (capability: elem capability stack.covers) capabilities
-      && any (runsCuda stack.cuda) drivers
+      && any (runsStack capabilities stack) drivers
     ) catalog.stackList;
 
   # Any branch that knows all of them, whatever the flavour of its module?
@@ -87,7 +95,7 @@ let
       sameLock = filter (stack: stack.lock == (last candidates).lock) candidates;
       atHome = filter (stack: elem (head capabilities) stack.home) sameLock;
       stack = head (atHome ++ [ (last sameLock) ]);
-      driver = last (filter (runsCuda stack.cuda) usable);
+      driver = last (filter (runsStack capabilities stack) usable);
 
       refuse = rule: because: {
         refusal = {

@@ -65,17 +65,11 @@ HEADER = (
 )
 INPUT_KEYS = ("schema", "name", "note", "roots", "exclude_newer", "pythons")
 SETTINGS_THAT_ADD_SOURCES = (
-    "UV_CONFIG_FILE",
-    "UV_CONSTRAINT",
-    "UV_EXCLUDE_NEWER",
+    *fetch.SETTINGS_THAT_REDIRECT,
     "UV_EXTRA_INDEX_URL",
     "UV_FIND_LINKS",
     "UV_INDEX",
     "UV_NO_INDEX",
-    "UV_OVERRIDE",
-    "UV_PRERELEASE",
-    "UV_RESOLUTION",
-    "UV_TORCH_BACKEND",
 )
 TIMEOUT = 60.0  # seconds, for one HTTP request
 FETCH = 1 << 16  # bytes, read at once from a remote wheel

@@ -25,6 +25,7 @@ from legacy_cuda.catalog.locks import load_lock
 pytestmark = pytest.mark.large
 
 GPUS = ("k80", "p40", "v100")  # one for each lock
+UNREACHABLE = "the package index cannot be reached"  # the one failure that is not ours
 SECOND_RUN = 5.0  # seconds in which an unchanged environment is recognised
 
 
@@ -58,8 +59,8 @@ def made(
     home = tmp_path_factory.mktemp("up")
     try:
         done = up(request.param, home)
-        if done.returncode == 3:
-            pytest.skip(f"the surroundings failed: {done.stderr.strip()}")
+        if done.returncode == 3 and UNREACHABLE in done.stderr:
+            pytest.skip(f"no index: {done.stderr.strip()}")
         assert done.returncode == 0, done.stdout + done.stderr
         yield Made(request.param, home, json.loads(done.stdout))
     finally:

@@ -232,9 +232,9 @@ def test_the_driver_limits_the_stack(
 ) -> None:
     """With stacks that cover everything, only the driver's age decides between them."""
     everything = tuple(catalog.capabilities())
-    stacks = tuple(replace(stack, covers=everything) for stack in catalog.stacks())
+    stacks = tuple(replace(stack, covers=everything, jit_driver=()) for stack in catalog.stacks())
     monkeypatch.setattr(catalog, "stacks", lambda: stacks)
-    cover = "stack // { covers = builtins.attrNames catalog.capabilities; }"
+    cover = "stack // { covers = builtins.attrNames catalog.capabilities; jit_driver = { }; }"
     questions = [("torch", gpus) for gpus in sets_of(one_of_each_capability(), 2)]
     seen = compare(
         nix, tmp_path, questions, f"{{ stackList = map (stack: {cover}) catalog.stackList; }}"
@@ -245,6 +245,12 @@ def test_the_driver_limits_the_stack(
     monkeypatch.setattr(catalog, "stacks", lambda: stacks[1:])
     change = f"{{ stackList = map (stack: {cover}) (builtins.tail catalog.stackList); }}"
     assert "coverage" in compare(nix, tmp_path, questions, change)
+
+
+def test_the_driver_has_to_compile_the_ptx(nix: Nix, tmp_path: Path) -> None:
+    """The K80's last driver runs CUDA 11.7, and is too old for the PTX that Ampere needs there."""
+    questions = [("torch", [catalog.find_gpu(name) for name in ("k80", "rtx3090")])]
+    assert compare(nix, tmp_path, questions) == {"coverage"}
 
 
 def test_every_spelling_of_a_card(nix: Nix, tmp_path: Path) -> None:

@@ -153,6 +153,128 @@ def test_trap_cublaslt_needs_only_its_own_share() -> None:
     assert verdict.good
 
 
+def test_a_share_below_the_bound_serves_nothing_whatever_the_count() -> None:
+    core = library((99, "sm_61"), (901, "sm_80"))
+    assert judge_library(core, P40).state == "stray"
+    assert judge_library(library((100, "sm_61"), (900, "sm_80")), P40).state == "partial"
+    lt = "nvidia/cublas/lib/libcublasLt.so.12"
+    for count, state in ((19, "stray"), (20, "partial")):
+        picks = library((count, "sm_61"), (1000 - count, "sm_80"), path=lt)
+        assert judge_library(picks, P40).state == state
+
+
+def test_vllm_for_volta_is_above_the_bound() -> None:
+    (moe,) = (item for item in of("vllm", "0.14.0") if item.path == "vllm/_moe_C.abi3.so")
+    verdict = judge_library(moe, V100)
+    assert (verdict.serving, verdict.containers, verdict.state) == (6, 33, "partial")
+
+
+def test_a_part_of_a_feature_or_an_alternative_is_a_loss() -> None:
+    flash = library((3, "sm_60"), (1, "sm_80"), path="xformers/_C_flashattention.so")
+    (lost,) = judge([flash], P40).lost
+    assert lost.startswith("part of FlashAttention 2: 1 of 4 kernel groups in _C_flashattention")
+    path = "bitsandbytes/libbitsandbytes_cuda126.so"
+    verdict = judge([library((3, "sm_60"), (1, "sm_80"), path=path)], P40, (12, 6))
+    assert verdict.lost == (
+        "1 of 4 kernel groups in libbitsandbytes_cuda126.so, made for other GPUs only",
+    )
+    picks = library((3, "sm_60"), (1, "sm_80"), path="cusparselt/lib/libcusparseLt.so.0")
+    assert judge([picks], P40).outcome == "runs"
+
+
+def test_the_driver_for_what_is_used() -> None:
+    feature = library((1, "compute_61@8.5"), path="nvidia/cufile/lib/libcufile.so.0")
+    verdict = judge([feature], P40)
+    assert (verdict.outcome, verdict.driver) == ("runs-through-jit", "570")
+    plain = library((1, "sm_61"), path="bitsandbytes/libbitsandbytes_cuda126.so")
+    jit = library((1, "compute_61@8.7"), path="bitsandbytes/libbitsandbytes_cuda128.so")
+    assert judge([plain, jit], P40, (12, 6)).driver is None
+    assert judge([plain, jit], P40, (12, 8)).driver == "570"
+    assert judge([plain, jit], P40).driver is None
+
+
+def test_a_left_over_of_ptx_does_not_decide_the_driver() -> None:
+    path = "nvidia/cublas/lib/libcublasLt.so.12"
+    few = library((99, "sm_61"), (1, "compute_61@8.7"), path=path)
+    assert judge([few], P40).driver is None
+    some = library((90, "sm_61"), (10, "compute_61@8.7"), path=path)
+    assert judge([some], P40).driver == "570"
+    every_kernel_counts = library((99, "sm_61"), (1, "compute_61@8.7"))
+    assert judge([every_kernel_counts], P40).driver == "570"
+
+
+def test_alternatives_without_one_for_torch() -> None:
+    for_cuda = {
+        text: library((1, "sm_60"), path=f"x/site-packages/bitsandbytes/libbitsandbytes_{text}.so")
+        for text in ("cuda121", "cuda126", "cuda128")
+    }
+    verdict = judge(for_cuda.values(), P40, (13, 0))
+    assert verdict.outcome == "does-not-run"
+    assert audit.describe(verdict) == (
+        "does not run: bitsandbytes has no library for CUDA 13.0, which PyTorch uses here"
+    )
+    for torch, instead in (((12, 9), "cuda128"), ((12, 4), "cuda121"), ((12, 0), "cuda121")):
+        verdict = judge(for_cuda.values(), P40, torch)
+        assert verdict.outcome == "runs-with-limits"
+        assert f"for CUDA {torch[0]}.{torch[1]} " in verdict.lost[0]
+        assert f"libbitsandbytes_{instead}.so" in verdict.lost[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "role"),
+    [
+        ("/usr/local/cuda/lib64/libcublasLt.so.12", "dispatching"),
+        ("/usr/lib/x86_64-linux-gnu/libcudnn_ops.so.9", "dispatching"),
+        ("/usr/local/cuda/extras/CUPTI/lib64/libcupti.so.12", "feature"),
+        ("/v/lib/python3.11/site-packages/torch/bin/x", "tool"),
+        ("/usr/lib/python3/dist-packages/vllm/_flashmla_C.abi3.so", "feature"),
+        ("vllm-1.0.data/purelib/vllm/_flashmla_C.abi3.so", "feature"),
+        ("vllm-1.0.data/platlib/vllm/_C.abi3.so", "core"),
+        ("a/site-packages/b/site-packages/vllm/vllm_flash_attn/x.so", "feature"),
+        ("torch/lib/libcublas.so.11", "dispatching"),
+        ("nvidia/cu13/lib/libcufile.so.0", "feature"),
+        ("nvidia/cu13/lib/libcupti.so.13", "feature"),
+        ("nvidia/cu13/lib/libcheckpoint.so", "feature"),
+        ("nvidia/cu13/lib/libcublasLt.so.13", "dispatching"),
+        ("nvidia/cu13/lib/libcusparse.so.12", "dispatching"),
+        ("nvidia/cu13/lib/libsomething.so.1", "core"),
+        ("nvidia/cuda_cupti/lib/libcupti.so.12", "feature"),
+        ("triton/backends/nvidia/lib/cupti/libcupti.so", "tool"),
+        ("/opt/x/libmine.so", "core"),
+    ],
+)
+def test_roles_by_path(path: str, role: str) -> None:
+    assert audit.rule_for(path).role == role
+
+
+def test_what_is_there_without_being_loadable_is_said() -> None:
+    def said(*libraries: Library) -> str:
+        verdict = judge(libraries, P40)
+        assert verdict.outcome == "no-device-code"
+        return audit.describe(verdict)
+
+    linker = library((2, "sm_61"), linkage="link-time")
+    assert said(linker) == ("holds only code for a device linker: nothing a GPU runs as it is")
+    assert "without a kernel" in said(library((2, "sm_61"), linkage="stub"))
+    assert "link-time optimisation" in said(library((2, "lto_61")))
+    assert "tools only" in said(library((1, "sm_80"), path="torch/bin/x"))
+    assert "no device code" in said()
+
+
+def test_what_is_gone_and_whose_it_is() -> None:
+    runs = judge([library((1, "sm_61"))], P40)
+    assert audit.without(runs, ()) is runs
+    gone = audit.without(runs, [("torch/lib/libx.so", "torch 2.7.1")])
+    assert not gone.good
+    assert audit.describe(gone) == (
+        "does not run: torch/lib/libx.so (listed in RECORD of torch 2.7.1, not there)"
+    )
+    bad = judge([library((1, "sm_80"), path="flash_attn_2_cuda.so")], P40)
+    assert audit.describe(bad, {"flash_attn_2_cuda.so": "flash-attn 2.7.4"}) == (
+        "does not run: flash_attn_2_cuda.so [flash-attn 2.7.4] has code for it in 0 of 1 containers"
+    )
+
+
 CODE = st.sets(
     st.sampled_from(["sm_37", "sm_50", "sm_60", "sm_61", "sm_70", "sm_80", "compute_60@7.4"]),
     min_size=1,

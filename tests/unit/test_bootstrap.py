@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -91,9 +92,74 @@ def test_other_pins_are_another_environment(
 def test_a_wrong_sha256_leaves_nothing(
     bootstrap: ModuleType, index: tiny.Index, tmp_path: Path
 ) -> None:
-    with pytest.raises(bootstrap.BootstrapError, match="uv failed"):
+    with pytest.raises(bootstrap.BootstrapError, match="could not be installed"):
         bootstrap.environment(requirements(tmp_path, index, wrong=True))
     assert list((bootstrap.cache() / "tool").iterdir()) == []
+
+
+@pytest.mark.usefixtures("uv_on_path")
+def test_a_python_that_is_gone_is_made_anew(
+    bootstrap: ModuleType, index: tiny.Index, tmp_path: Path
+) -> None:
+    pins = requirements(tmp_path, index)
+    python = bootstrap.environment(pins)
+    python.unlink()
+    python.symlink_to("/nowhere/python3")
+    assert bootstrap.environment(pins) == python
+    assert python.exists()
+
+
+@pytest.mark.usefixtures("uv_on_path")
+def test_what_dead_runs_left_goes_after_a_day(
+    bootstrap: ModuleType, index: tiny.Index, tmp_path: Path
+) -> None:
+    folder = bootstrap.cache() / "tool"
+    for name, age in ((".new-dead", 90000), (".new-alive", 1000)):
+        (folder / name / "bin").mkdir(parents=True)
+        os.utime(folder / name, (time.time() - age,) * 2)
+    python = bootstrap.environment(requirements(tmp_path, index))
+    names = {path.name for path in folder.iterdir()}
+    assert names == {".new-alive", python.parents[1].name}
+
+
+@pytest.mark.parametrize("why", ["a file in the way", "no home"])
+def test_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bootstrap: ModuleType, why: str
+) -> None:
+    pins = tmp_path / "pins.txt"
+    pins.write_text("")
+    if why == "no home":
+
+        def nobody() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("LEGACY_CUDA_CACHE")
+        monkeypatch.setattr(bootstrap.Path, "home", nobody)
+    else:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("LEGACY_CUDA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(bootstrap.BootstrapError, match="the cache folder") as caught:
+        bootstrap.environment(pins)
+    assert "LEGACY_CUDA_CACHE" in caught.value.next_step
+    assert str(caught.value).splitlines()[-1].startswith("  -> ")
+
+
+@pytest.mark.parametrize(
+    ("message", "step"),
+    [
+        ("write: No space left on device", "free space"),
+        ("Permission denied (os error 13)", "LEGACY_CUDA_CACHE"),
+        ("Hash mismatch for `small`", "a mirror or a proxy changes files"),
+        ("dns error", "check the network"),
+        ("", "check the network"),
+    ],
+)
+def test_every_failure_has_a_next_step(bootstrap: ModuleType, message: str, step: str) -> None:
+    with pytest.raises(bootstrap.BootstrapError) as caught:
+        bootstrap._run("it could not be", ["sh", "-c", 'echo "$0" >&2; exit 7', message])
+    assert str(caught.value).startswith("it could not be\n  ")
+    assert step in caught.value.next_step
+    assert message in caught.value.why and caught.value.why
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])
@@ -128,6 +194,11 @@ def test_uv_comes_through_pip_with_its_pin_alone(
     assert {name for name, _ in index.asked} == {wheel.name}
     index.wheels.clear()
     assert bootstrap.find_uv(pins) == program
+    assert [path.name for path in (bootstrap.cache() / "tool").iterdir()] == [program.parts[-3]]
+    newer = tiny.make_wheel("uv", "9.9.10", {"uv-9.9.10.data/scripts/uv": script})
+    index.wheels.append(newer)
+    pins.write_text(f"uv==9.9.10 \\\n    --hash=sha256:{newer.sha256}\n")
+    assert bootstrap.find_uv(pins) != program, "another pin is another uv"
 
 
 def test_uv_with_another_sha256(
@@ -141,9 +212,10 @@ def test_uv_with_another_sha256(
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     if shutil.which("uv"):
         pytest.skip("uv is installed for the whole system")
-    with pytest.raises(bootstrap.BootstrapError, match="failed"):
+    with pytest.raises(bootstrap.BootstrapError, match="could not be had") as caught:
         bootstrap.find_uv(pins)
-    assert not (bootstrap.cache() / "tool" / "uv" / "bin" / "uv").exists()
+    assert "a mirror or a proxy" in caught.value.next_step
+    assert list((bootstrap.cache() / "tool").iterdir()) == []
 
 
 def test_requirements_without_uv(
@@ -167,7 +239,7 @@ def test_neither_pip_nor_apt(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(without_pip(tmp_path / "bare")))
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(bootstrap.BootstrapError, match="no pip") as caught:
+    with pytest.raises(bootstrap.BootstrapError, match="nothing to install") as caught:
         bootstrap.find_pip(tmp_path)
     assert "python3-pip" in str(caught.value)
 

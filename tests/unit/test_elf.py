@@ -120,6 +120,22 @@ def test_cubin_flags(osabi: int, flags: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("osabi", "flags", "variant"),
+    [
+        (0x33, 0x005A055A, ""),
+        (0x33, 0x005A0D5A, "a"),
+        (0x33, 0xFFFFFF25, ""),  # no variants below 9.0
+        (0x41, 0x06006402, ""),
+        (0x41, 0x0600640A, "a"),
+        (0x41, 0x06005A02, ""),
+    ],
+)
+def test_cubin_variant(osabi: int, flags: int, variant: str) -> None:
+    header = elf.parse_header(Elf(machine=190, osabi=osabi, flags=flags).build())
+    assert elf.cubin_variant(header) == variant
+
+
+@pytest.mark.parametrize(
     ("machine", "osabi", "flags", "message"),
     [
         (62, 0x33, 61, "not a cubin"),

@@ -132,25 +132,145 @@ def test_it_is_made_once(made: tuple[tiny.Box, Any]) -> None:
     assert len(box.index.asked) == asked
 
 
-def test_matches_compares_all_that_was_chosen(
-    made: tuple[tiny.Box, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_are_named_before_and_seconds_after(box: tiny.Box) -> None:
+    done = box.run("up", "p40", "--json")
+    assert "download 0 MiB" in done.stderr and "on disk 0 MiB" in done.stderr
+    assert f"to {box.target}" in done.stderr.replace("~", str(box.home))
+    document = json.loads(done.stdout)
+    assert 0 < document["examine_seconds"] < document["seconds"]
+
+
+def test_what_differs_is_told(made: tuple[tiny.Box, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     box, _ = made
     monkeypatch.setattr(locks, "LOCK_DIRECTORY", box.locks)
     manifest = environment.read_manifest(box.target)
     assert manifest is not None
     plan = environment.plan(p40(), target=box.target)
-    assert environment.matches(manifest, plan)
-    for key, value in (
-        ("lock", {"digest": "0"}),
-        ("gpus", ["p40", "p40"]),
-        ("stack", "volta"),
-        ("python", "3.9"),
-        ("tool", "0"),
-    ):
-        assert not environment.matches({**manifest, key: value}, plan), key
+    assert environment.differences(manifest, plan) == []
+    assert environment.stale(manifest, plan) == ""
+    anew: list[tuple[str, Any, str]] = [
+        ("lock", {"name": tiny.LOCK, "digest": "0"}, "has changed"),
+        ("lock", {"name": "torch-1", "digest": "0"}, "torch-1"),
+        ("stack", "volta", "volta stack"),
+        ("python", "3.9", "Python 3.9"),
+    ]
+    for key, value, said in anew:
+        (line,) = environment.differences({**manifest, key: value}, plan)
+        assert said in line
+    again: list[tuple[str, Any, str]] = [
+        ("gpus", ["p4"], "made for p4"),
+        ("engine", "other", "with other"),
+        ("tool", "0", "legacy-cuda 0"),
+        ("path", "/elsewhere", "moved here from /elsewhere"),
+        ("fingerprint", "0", "has changed"),
+    ]
+    for key, value, said in again:
+        changed = {**manifest, key: value}
+        assert environment.differences(changed, plan) == []
+        assert said in environment.stale(changed, plan)
+    assert environment.stale({**manifest, "gpus": ["p40", "p40"]}, plan) == ""
     elsewhere = dataclasses.replace(plan, target=box.home)
-    assert not environment.matches(manifest, elsewhere)  # there is no Python
+    (line,) = environment.differences(manifest, elsewhere)
+    assert "its Python is gone" in line
+
+
+# ------------------------------------------------------- another environment is there already
+
+
+def kept(box: tiny.Box, *arguments: str) -> str:
+    """The message of a run that has to refuse to replace the environment."""
+    before = tree(box.target)
+    done = box.run("up", *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "--recreate" in done.stderr and "--path" in done.stderr
+    assert "packages you added" in done.stderr
+    no_traceback(done)
+    assert tree(box.target) == before
+    return done.stderr
+
+
+def edit_manifest(box: tiny.Box, **changes: Any) -> None:
+    path = box.target / "legacy-cuda.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_another_lock_replaces_nothing_by_itself(ready: tiny.Box) -> None:
+    (site(ready) / "mine.py").write_text("")
+    index = ready.index
+    index.wheels[2] = tiny.make_wheel("small", "1.1", {"small/__init__.py": b""})
+    tiny.write_lock(ready.locks, index.wheels)
+    assert "the lock torch-2.7.1 has changed" in kept(ready, "p40")
+    done = ready.run("up", "p40", "--recreate", "--json")
+    assert json.loads(done.stdout)["packages"]["small"] == "1.1"
+    assert not (site(ready) / "mine.py").exists()
+
+
+def test_another_stack_replaces_nothing_by_itself(ready: tiny.Box) -> None:
+    text = (ready.locks / f"{tiny.LOCK}.toml").read_text()
+    (ready.locks / "torch-2.0.1.toml").write_text(text.replace(tiny.LOCK, "torch-2.0.1"))
+    message = kept(ready, "k80", "--path", str(ready.target), "--python", "3.10")
+    assert "pascal stack (for p40)" in message and "kepler" in message
+
+
+def test_more_of_the_same_gpu_changes_nothing(ready: tiny.Box) -> None:
+    before = tree(ready.target)
+    for gpus in (["2xp40"], ["p40", "p40"], ["p40"]):
+        done = ready.run("up", *gpus)
+        assert (done.returncode, "unchanged" in done.stdout) == (0, True)
+    assert tree(ready.target) == before
+
+
+def test_other_gpus_of_the_same_lock_keep_the_packages(ready: tiny.Box) -> None:
+    (site(ready) / "mine.py").write_text("")
+    where = ("--path", str(ready.target))
+    done = ready.run("up", "p40", "gtx1060-6gb", "--json", *where)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["state"]) == (0, "examined again")
+    assert sorted(document["gpus"]) == ["gtx1060-6gb", "p40"]
+    assert "was made for p40" in done.stderr
+    assert (site(ready) / "mine.py").exists()
+    assert "unchanged" in ready.run("up", "gtx1060-6gb", "p40", *where).stdout
+
+
+def test_another_version_of_the_tool_keeps_the_packages(ready: tiny.Box) -> None:
+    (site(ready) / "mine.py").write_text("")
+    edit_manifest(ready, tool="0.0")
+    done = ready.run("up", "p40", "--json")
+    assert json.loads(done.stdout)["state"] == "examined again"
+    assert "examined by legacy-cuda 0.0" in done.stderr
+    assert (site(ready) / "mine.py").exists()
+    assert "unchanged" in ready.run("up", "p40").stdout
+
+
+def test_a_python_that_is_gone(ready: tiny.Box) -> None:
+    python = ready.target / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3")
+    message = kept(ready, "p40")
+    assert "its Python is gone" in message and "/nowhere/python3" in message
+    done = ready.run("up", "p40", "--json", "--recreate")
+    assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "made")
+
+
+def test_the_python_of_an_environment_is_kept(ready: tiny.Box) -> None:
+    edit_manifest(ready, python="3.9")  # of an older catalog, which still had wheels for it
+    assert "Python 3.9" in kept(ready, "p40")
+    other = next(version for version in tiny.PYTHONS if version != tiny.PYTHON)
+    edit_manifest(ready, python=tiny.PYTHON)
+    assert f"it has Python {tiny.PYTHON}, not {other}" in kept(ready, "p40", "--python", other)
+
+
+def test_a_moved_environment_is_brought_up_to_date(ready: tiny.Box) -> None:
+    moved = ready.home / "moved to here"
+    ready.target.rename(moved)
+    done = ready.run("up", "p40", "--json", "--path", str(moved))
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["state"]) == (0, "examined again")
+    assert "was moved here from" in done.stderr
+    assert document["path"] == str(moved)
+    for name in ("activate", "report.html", "legacy-cuda.json"):
+        assert str(ready.target) not in (moved / name).read_text(), name
+    assert "unchanged" in ready.run("up", "p40", "--path", str(moved)).stdout
 
 
 # ---------------------------------------------------------------- it is looked at again
@@ -175,7 +295,7 @@ def test_a_file_that_is_not_as_in_the_lock_is_noticed(ready: tiny.Box, what: str
         path.unlink()
     done = ready.run("up", "p40")
     assert done.returncode == 1
-    assert "has changed since it was made" in done.stdout
+    assert "has changed since it was made" in done.stderr
     assert "small/part7.py" in done.stdout and "--recreate" in done.stdout
     again = ready.run("up", "p40", "--json")
     assert again.returncode == 1, "a second look must not forget it"
@@ -186,21 +306,45 @@ def test_a_file_that_is_not_as_in_the_lock_is_noticed(ready: tiny.Box, what: str
     assert json.loads(healed.stdout)["altered"] == []
 
 
-def test_a_file_altered_in_the_cache_too_is_not_installed_again(ready: tiny.Box) -> None:
-    path = site(ready) / "small" / "part7.py"
-    if path.stat().st_nlink < 2:
-        pytest.skip("uv copies or clones on this file system: the cache cannot be reached")
-    with path.open("a") as file:  # in place: the same bytes as in uv's cache
-        file.write("N = 8\n")
-    assert ready.run("up", "p40").returncode == 1
-    before = tree(ready.target)
-    done = ready.run("up", "p40", "--recreate")
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_file_altered_in_the_cache_too_is_not_installed_again(tmp_path: Path, size: str) -> None:
+    """Small files are read at every making, large ones with --recreate."""
+    with tiny.box(tmp_path, tiny.make_stack(filler=2 << 20)) as box:
+        assert box.run("up", "p40").returncode == 0
+        name = "small/part7.py" if size == "small" else "torch/filler.bin"
+        package = name.partition("/")[0]
+        path = site(box) / name
+        if path.stat().st_nlink < 2:
+            pytest.skip("uv copies or clones on this file system: the cache cannot be reached")
+        with path.open("a") as file:  # in place: the same bytes as in uv's cache
+            file.write("N = 8\n")
+        assert box.run("up", "p40").returncode == 1
+        before = tree(box.target)
+        second = box.run("up", "p40", "--path", str(box.home / "second"))
+        assert second.returncode == (3 if size == "small" else 0)
+        done = box.run("up", "p40", "--recreate")
+        for failure in (done, second)[: 2 if size == "small" else 1]:
+            assert failure.returncode == 3
+            assert f"uv's cache is damaged: files of {package} are" in failure.stderr
+            assert name in failure.stderr
+        assert tree(box.target) == before
+        (cure,) = (
+            line.partition("again: ")[2] for line in done.stderr.splitlines() if "again: " in line
+        )
+        assert Path(cure.split()[0]).is_absolute() and cure.endswith(f"uv cache clean {package}")
+        bare = {**box.variables, "PATH": "/usr/bin:/bin"}
+        subprocess.run(cure, shell=True, check=True, env=bare, capture_output=True)
+        asked = len(box.index.asked)
+        assert box.run("up", "p40", "--recreate").returncode == 0
+        assert {file.partition("-")[0] for file, _ in box.index.asked[asked:]} == {package}
+
+
+def test_a_place_without_packages_is_said_so(ready: tiny.Box) -> None:
+    shutil.rmtree(site(ready))
+    done = ready.run("up", "p40")
     assert done.returncode == 3
-    assert "uv's cache is damaged" in done.stderr and "small/part7.py" in done.stderr
-    assert "uv cache clean" in done.stderr
-    assert tree(ready.target) == before
-    shutil.rmtree(ready.home / "uv-cache")
-    assert ready.run("up", "p40", "--recreate").returncode == 0
+    assert "is not a whole environment" in done.stderr and "--recreate" in done.stderr
+    no_traceback(done)
 
 
 def test_another_package_beside_is_audited_and_allowed(ready: tiny.Box) -> None:
@@ -227,14 +371,6 @@ def test_our_own_files_are_written_again(ready: tiny.Box, name: str) -> None:
     assert (ready.target / name).exists()
     if name == "activate":
         assert (ready.target / name).read_text() == before
-
-
-def test_a_python_that_is_gone_is_replaced(ready: tiny.Box) -> None:
-    python = ready.target / "bin" / "python"
-    python.unlink()
-    python.symlink_to("/nowhere/python3")
-    done = ready.run("up", "p40", "--json")
-    assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "made")
 
 
 def test_torch_that_cannot_be_imported_is_a_verdict(ready: tiny.Box) -> None:
@@ -285,6 +421,23 @@ def test_a_corrupt_library_is_not_installed(tmp_path: Path) -> None:
         assert not box.target.exists() and beside(box.target) == []
 
 
+def device(name: str, capability: str, ran: bool = True) -> dict[str, Any]:
+    return {"name": name, "capability": capability, "ran": ran}
+
+
+def test_only_gpus_of_the_stack_are_judged() -> None:
+    def said(*devices: dict[str, Any]) -> str:
+        return environment.gpu_run({"devices": list(devices)}, {"6.1"})
+
+    assert environment.gpu_run({}, {"6.1"}) == said() == "not run"
+    assert said(device("A", "6.1")) == "ran on A"
+    assert said(device("A", "6.1"), device("B", "7.5", False)) == "ran on A; other: B"
+    assert said(device("B", "7.5", False)) == "not run; other: B"
+    broken = {**device("A", "6.1", False), "error": "no kernel image"}
+    assert said(device("B", "7.5"), broken) == "failed on A: no kernel image; other: B"
+    assert said(device("A", "6.1", False)) == "failed on A: wrong result"
+
+
 # ------------------------------------------------------------- what fails leaves nothing behind
 
 
@@ -309,7 +462,7 @@ def test_a_wrong_sha256(box: tiny.Box) -> None:
 
 def test_a_wrong_sha256_leaves_the_environment_that_is_there(ready: tiny.Box) -> None:
     tiny.write_lock(ready.locks, ready.index.wheels, wrong=frozenset({"small"}))
-    failed(ready)
+    failed(ready, "--recreate")
     tiny.write_lock(ready.locks, ready.index.wheels)
     assert "unchanged" in ready.run("up", "p40").stdout
 
@@ -377,6 +530,39 @@ def test_a_full_disk(tmp_path: Path, where: str) -> None:
             assert not target.exists() and beside(target) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("held", "free", "fits"),
+    [
+        (0, 50, False),
+        (1, 50, False),
+        (1, 200, True),
+        (40, 50, False),
+        (40, 70, True),
+        (60, 1, True),
+    ],
+)
+def test_room_is_looked_at_before(
+    box: tiny.Box, monkeypatch: pytest.MonkeyPatch, held: int, free: int, fits: bool
+) -> None:
+    """Of 100 bytes: what uv's cache holds, what is free. A little in the cache is not enough."""
+    monkeypatch.setattr(locks, "LOCK_DIRECTORY", box.locks)
+    for name, value in box.variables.items():
+        monkeypatch.setenv(name, value)
+    if held:
+        folder = box.home / "uv-cache" / "archive-v0" / "x"
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"x" * held)
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    plan = environment.plan(p40(), target=box.home / "p40")
+    plan = dataclasses.replace(plan, unpacked=100)
+    if fits:
+        environment._check_space(plan)
+    else:
+        with pytest.raises(SurroundingsError, match="not enough room for the environment"):
+            environment._check_space(plan)
 
 
 # ----------------------------------------------------------------------------- places
@@ -476,7 +662,18 @@ def test_settings_of_the_project_one_stands_in_do_not_count(box: tiny.Box) -> No
 
 
 @pytest.mark.parametrize(
-    "variable", ["UV_LINK_MODE=symlink", "UV_SYSTEM_PYTHON=1", "UV_NO_CACHE=1"]
+    "variable",
+    [
+        "UV_LINK_MODE=symlink",
+        "UV_SYSTEM_PYTHON=1",
+        "UV_NO_CACHE=1",
+        "UV_EXCLUDE_NEWER=2000-01-01",
+        "UV_CONSTRAINT=/nowhere/constraints.txt",
+        "UV_OVERRIDE=/nowhere/overrides.txt",
+        "UV_TORCH_BACKEND=no-such-backend",
+        "UV_RESOLUTION=lowest",
+        "UV_PRERELEASE=allow",
+    ],
 )
 def test_settings_of_uv_that_must_not_matter(box: tiny.Box, variable: str) -> None:
     name, _, value = variable.partition("=")
@@ -617,15 +814,6 @@ def test_a_python_that_is_not_on_the_machine(box: tiny.Box) -> None:
     assert beside(box.target) == []
 
 
-def test_the_python_of_an_environment_is_kept(ready: tiny.Box) -> None:
-    path = ready.target / "legacy-cuda.json"
-    manifest = json.loads(path.read_text())
-    assert manifest["python"] == tiny.PYTHON
-    manifest["python"] = "3.9"  # of an older catalog, which still had wheels for it
-    path.write_text(json.dumps(manifest))
-    assert json.loads(ready.run("up", "p40", "--json").stdout)["state"] == "made"
-
-
 def unsupported(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> UserError:
     for name, value in facts.items():
         monkeypatch.setattr(platform, name, lambda value=value: value)
@@ -690,24 +878,74 @@ def test_activate(made: tuple[tiny.Box, Any], shell: str, how: str) -> None:
     ]
 
 
-def test_activate_can_be_undone(made: tuple[tiny.Box, Any]) -> None:
+ACTIVE = (
+    "TORCH_CUDA_ARCH_LIST",
+    "CUDAARCHS",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_MODULE_LOADING",
+    "CUDA_CACHE_MAXSIZE",
+)
+
+
+def run_shell(shell: str, script: str, box: tiny.Box, **more: str) -> str:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    command = [program, "sh"] if shell == "busybox" else [program]
+    variables = {name: value for name, value in box.variables.items() if name not in ACTIVE}
+    done = subprocess.run(
+        [*command, "-c", script],
+        env={**variables, **more},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_activate_can_be_undone(made: tuple[tiny.Box, Any], shell: str, times: int) -> None:
+    """All variables are as before, those that were set too, and nothing of ours is left."""
     box, _ = made
-    script = f'. "{box.target}/activate"; deactivate; printf %s "${{VIRTUAL_ENV:-none}}:$PATH"'
-    for shell in ("bash", "sh"):
-        done = subprocess.run(
-            [shell, "-c", script], env=box.variables, capture_output=True, text=True, check=True
-        )
-        assert done.stdout == f"none:{box.variables['PATH']}"
+    source = f'. "{box.target}/activate"\n' * times
+    look = "set | grep -e '^_*legacy_cuda' -e ^_LEGACY -e '^SCRIPT' -e ^deact; env | sort\n"
+    given = {"CUDAARCHS": "70;75", "VIRTUAL_ENV_DISABLE_PROMPT": "1", "PATH": "/usr/bin:/bin"}
+    before = run_shell(shell, look, box, **given)
+    script = f"{source}deactivate\n{look}command -v deactivate _legacy_cuda_restore"
+    after = run_shell(shell, script, box, **given)
+    assert after == before and "CUDAARCHS=70;75" in after
+    script = f'{source}printf "%s\\n" "$CUDAARCHS"; deactivate; {source}echo "$CUDAARCHS"'
+    assert run_shell(shell, script, box) == "61\n61\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_one_environment_after_another(ready: tiny.Box, shell: str) -> None:
+    second = ready.home / "second"
+    assert ready.run("up", "p40", "gtx1060-6gb", "--path", str(second)).returncode == 0
+    script = f'''. "{ready.target}/activate"; . "{second}/activate"; echo "$VIRTUAL_ENV"
+    deactivate; echo "${{VIRTUAL_ENV-none}} ${{CUDAARCHS-none}} $PATH"'''
+    path = ready.variables["PATH"]
+    assert run_shell(shell, script, ready).splitlines() == [str(second), f"none none {path}"]
 
 
 def test_activate_in_a_moved_environment(ready: tiny.Box) -> None:
-    """bash says which file it reads, so that the environment may be moved."""
-    if shutil.which("bash") is None:
-        pytest.skip("bash is not installed")
+    """bash says which file it reads, so that the environment may be moved; dash does not."""
     moved = ready.home / "moved"
     ready.target.rename(moved)
-    script = f'. "{moved}/activate"; python -c "import sys; print(sys.prefix)"'
+    script = f'. "{moved}/activate"; python -c "import sys; print(sys.prefix)"; deactivate'
+    assert run_shell("bash", script, ready).strip() == str(moved)
+    dash = shutil.which("dash")
+    if dash is None:
+        pytest.skip("dash is not installed; bash passed")
+    script = f'. "{moved}/activate"; echo "$? ${{VIRTUAL_ENV-none}} ${{CUDAARCHS-none}}"'
     done = subprocess.run(
-        ["bash", "-c", script], env=ready.variables, capture_output=True, text=True, check=True
+        [dash, "-c", script], env=ready.variables, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == str(moved)
+    assert done.stdout == "1 none none\n"
+    assert f"no longer at {ready.target}" in done.stderr
+    assert "source it with bash or zsh" in done.stderr
+    assert ready.run("up", "p40", "--path", str(moved)).returncode == 0
+    script = f'. "{moved}/activate"; python -c "import sys; print(sys.prefix)"'
+    assert run_shell("dash", script, ready).strip() == str(moved)

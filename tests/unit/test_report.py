@@ -166,6 +166,42 @@ def test_the_picture_marks_the_capability_and_draws_shares(manifest: dict[str, A
     assert text.count('fill-opacity="0.16"') == 1
 
 
+def test_words_are_not_said_twice(manifest: dict[str, Any]) -> None:
+    manifest["audit"][0].update(
+        outcome="runs-with-limits", summary="runs without x; part of it through the driver's JIT"
+    )
+    text = Page(report.html(manifest)).text
+    assert "Capability 6.1: runs (audited)without x; part of it" in text
+    manifest["audit"][0].update(outcome="does-not-run", summary="does not run: libx.so is bad")
+    assert (
+        "Capability 6.1: does not run (audited)libx.so is bad" in Page(report.html(manifest)).text
+    )
+
+
+def test_how_to_activate_headings_and_the_meaning_of_columns(manifest: dict[str, Any]) -> None:
+    manifest["path"] = "/home/u/my environments/p40"
+    page = Page(report.html(manifest))
+    assert ". '/home/u/my environments/p40/activate'" in page.text
+    assert page.text.index("/activate") < page.text.index("Coverage")
+    assert page.text.index("Good to know") < page.text.index("a passive card")
+    for word in ("core library", "dispatching", "partial", "stray", "SASS:", "JIT:", "state"):
+        assert word in page.text
+    manifest["notes"] = []
+    assert "Good to know" not in report.html(manifest)
+
+
+def test_libraries_of_one_name_are_told_apart_and_the_own_column_is_first(
+    manifest: dict[str, Any],
+) -> None:
+    other = copy.deepcopy(manifest["libraries"][0])
+    other.update(path="other/libtorch_cuda.so", distribution="other 1.0")
+    manifest["libraries"].append(other)
+    text = report.html(manifest)
+    assert ">libtorch_cuda.so [torch 2.7.1]</text>" in text
+    assert ">libtorch_cuda.so [other 1.0]</text>" in text
+    assert text.index(">6.1</text>") < text.index(">3.5</text>") < text.index(">5.0</text>")
+
+
 def test_an_environment_without_device_code(manifest: dict[str, Any]) -> None:
     manifest["libraries"] = []
     manifest["audit"][0].update(outcome="no-device-code", libraries=[])

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legacy_cuda import catalog
-from legacy_cuda.resolve import Refusal, Stack, drivers_for, resolve, runs_cuda, stacks_for
+from legacy_cuda.resolve import (
+    Refusal,
+    Stack,
+    drivers_for,
+    resolve,
+    runs_cuda,
+    runs_stack,
+    stacks_for,
+)
 
 TORCH = catalog.find_engine("torch")
 CARDS = st.lists(st.sampled_from(catalog.gpus()), min_size=1, max_size=5)
@@ -45,6 +53,7 @@ def test_machines_that_work(names: list[str], stack: str, branch: str) -> None:
     [
         (["k80", "rtx5090"], "driver-branch", (("k80",), ("rtx5090",))),
         (["k80", "h100"], "driver-branch", (("k80",), ("h100",))),
+        (["k80", "rtx3090"], "coverage", (("k80",), ("rtx3090",))),
         (["p40", "rtx5090"], "kernel-module-flavour", (("p40",), ("rtx5090",))),
         (["v100", "b200"], "kernel-module-flavour", (("v100",), ("b200",))),
         (["k40"], "engine-refused", ()),
@@ -115,6 +124,10 @@ def test_what_is_offered_violates_no_window(gpus: list[catalog.Gpu]) -> None:
             assert found.toolkit.capability_min <= gpu.capability <= found.toolkit.capability_max
     least = catalog.toolkits()[found.facts.cuda].driver_min
     assert branch.latest_version >= catalog.version_tuple(least)
+    assert runs_stack(found.driver, found.facts, [gpu.capability for gpu in gpus])
+    for gpu in gpus:
+        needed = found.facts.jit_branch(gpu.capability)
+        assert needed is None or int(branch.branch) >= int(needed)
 
 
 @given(CARDS, st.sampled_from(catalog.gpus()))

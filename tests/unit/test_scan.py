@@ -127,6 +127,15 @@ def test_bare_cubin(tmp_path: Path, new_abi: bool) -> None:
     assert summary(found) == [("", "loadable", ["sm_61"])]
 
 
+@pytest.mark.parametrize(
+    ("osabi", "flags", "label"),
+    [(0x33, 0x005A0D5A, "sm_90a"), (0x41, 0x0600640A, "sm_100a"), (0x41, 0x06006402, "sm_100")],
+)
+def test_bare_cubin_of_a_variant(tmp_path: Path, osabi: int, flags: int, label: str) -> None:
+    data = Elf([Sec(".text.k", bytes(256))], type=2, machine=190, osabi=osabi, flags=flags).build()
+    assert summary(scanned(tmp_path, data, "kernel.cubin")) == [("", "loadable", [label])]
+
+
 def test_bare_fatbin(tmp_path: Path) -> None:
     found = scanned(tmp_path, PASCAL, "kernels.bin")
     assert found.format == "fatbin"

@@ -78,6 +78,54 @@ def test_an_environment(tmp_path: Path) -> None:
     assert below.owners == (("torch/lib/libtorch_cuda.so", "torch 2.7.1"),)
 
 
+def test_an_environment_whose_libraries_are_gone(tmp_path: Path) -> None:
+    with tiny.box(tmp_path) as box:
+        assert box.run("up", "p40").returncode == 0
+        site = next(box.target.glob("lib/python3*/site-packages"))
+        assert targets.load(str(box.target)).absent == ()
+        (site / "torch/lib/libtorch_cuda.so").unlink()
+        subject = targets.load(str(box.target))
+        below = targets.load(str(site))
+        done = box.run("audit", str(box.target), "--gpu", "p40")
+    prefix = site.relative_to(box.target).as_posix()
+    assert subject.absent == ((f"{prefix}/torch/lib/libtorch_cuda.so", "torch 2.7.1"),)
+    assert below.absent == (("torch/lib/libtorch_cuda.so", "torch 2.7.1"),)
+    assert done.returncode == 1
+    assert "listed in RECORD of torch 2.7.1, not there" in " ".join(done.stdout.split())
+
+
+def test_a_folder_of_wheels(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    save(tmp_path / "below", tiny.make_torch())
+    (only,) = targets.load_all(str(tmp_path))
+    assert (only.kind, only.libraries) == ("folder", ())
+    wheels = [tiny.make_torch(), tiny.make_wheel("kernels", "1.0", {"k/k.so": _library(80)})]
+    for wheel in wheels:
+        save(tmp_path, wheel)
+    subjects = targets.load_all(str(tmp_path))
+    assert [subject.package for subject in subjects] == ["kernels", "torch"]
+    assert [audit.judge(item.libraries, PASCAL).good for item in subjects] == [False, True]
+    (tmp_path / "libx.so").write_bytes(_library(61))
+    assert [item.kind for item in targets.load_all(str(tmp_path))] == ["folder", "wheel", "wheel"]
+
+
+def test_a_library_counts_by_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site-packages" / "vllm" / "vllm_flash_attn"
+    folder.mkdir(parents=True)
+    (folder / "x.so").write_bytes(_library(80))
+    monkeypatch.chdir(folder)
+    for target in ("x.so", ".", str(folder / "x.so"), str(folder.parent)):
+        (library,) = targets.load(target).libraries
+        assert audit.rule_for(library.path).role == "feature", target
+    assert targets.load("x.so").name == "x.so"
+
+
+def test_a_version_that_is_not_there(index: tiny.Index) -> None:
+    index.wheels = [tiny.make_torch()]
+    problem = refused("torch==2.7.99", 2)
+    assert "torch" in problem.what and "2.7.1" in problem.next_step
+
+
 def test_a_package_on_the_index(index: tiny.Index) -> None:
     index.wheels = [tiny.make_wheel("kernels", "1.0", {"k/k.so": _library(61)})]
     told: list[int] = []

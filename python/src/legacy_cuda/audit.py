@@ -7,9 +7,10 @@ not is set in ``catalog/data/audit.toml``.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Literal
@@ -21,6 +22,16 @@ from legacy_cuda.devicecode.scan import FileCode
 Linkage = Literal["loadable", "link-time", "stub"]
 State = Literal["serves", "partial", "stray", "none", "empty"]
 Outcome = Literal["runs", "runs-through-jit", "runs-with-limits", "does-not-run", "no-device-code"]
+
+# Where Python packages lie: what follows the last of these is the path below site-packages. The
+# ``.data`` folders are those of unpacked wheels (PyPA, "Binary distribution format").
+_SITE = re.compile(r".*(?:site-packages|dist-packages|[^/]+\.data/(?:purelib|platlib))/")
+
+_HOLLOW = {
+    "link-time": "code for a device linker",
+    "lto": "intermediate code for link-time optimisation",
+    "stub": "containers without a kernel",
+}
 
 GOOD: frozenset[Outcome] = frozenset(
     {"runs", "runs-through-jit", "runs-with-limits", "no-device-code"}
@@ -50,7 +61,8 @@ class Library:
 @dataclass(frozen=True, slots=True)
 class LibraryVerdict:
     """How one library serves one capability: numbers of containers, stubs and link-time code left
-    out. ``driver`` is the oldest branch that compiles the PTX it needs, where it needs any."""
+    out. ``driver`` is the oldest branch that compiles the PTX it needs, where it needs any.
+    ``hollow`` says of what else it consists where there are none: link-time, lto, stub."""
 
     path: str
     role: catalog.Role
@@ -61,6 +73,7 @@ class LibraryVerdict:
     sass: int
     jit: int
     driver: str | None
+    hollow: tuple[str, ...] = ()
 
     @property
     def serving(self) -> int:
@@ -142,22 +155,45 @@ def _serves(
 
 
 def rule_for(path: str) -> catalog.LibraryRule:
-    """The audit rule for a library; paths in an environment count from its site-packages."""
-    below = path.rpartition("site-packages/")[2]
-    for rule in catalog.audit_rules().libraries:
+    """The audit rule for a library.
+
+    A path counts from its site-packages (or the like). Where no rule fits it, as outside of Python
+    packages, the name of the file alone decides, by those rules that name a library (``lib...``).
+    """
+    rules = catalog.audit_rules().libraries
+    below = below_site(path)
+    for rule in rules:
         if fnmatchcase(below, rule.path):
             return rule
+    name = _name(path)
+    for rule in rules:
+        pattern = _name(rule.path)
+        if pattern.startswith("lib") and fnmatchcase(name, pattern):
+            return rule
     return catalog.LibraryRule(path, "core", None, None)
+
+
+def below_site(path: str) -> str:
+    """A path from the site-packages on that it lies in; the whole path where it lies in none."""
+    match = _SITE.match(path)
+    return path[match.end() :] if match else path
 
 
 def judge_library(library: Library, capability: Capability) -> LibraryVerdict:
     """How one library serves a capability."""
     rules = catalog.audit_rules()
     rule = rule_for(library.path)
+    every_kernel = rule.role in ("core", "alternative")
+    least = rules.least_share_percent_core if every_kernel else rules.least_share_percent
     total = sass = jit = 0
     drivers: set[str] = set()
+    hollow: set[str] = set()
     for group in library.groups:
-        if group.linkage != "loadable" or all(_target(label)[0] is None for label in group.code):
+        if group.linkage != "loadable":
+            hollow.add(group.linkage)
+            continue
+        if all(_target(label)[0] is None for label in group.code):
+            hollow.add("lto" if group.code else "stub")
             continue
         total += group.count
         how, driver = _serves(group.code, capability)
@@ -174,11 +210,13 @@ def judge_library(library: Library, capability: Capability) -> LibraryVerdict:
         state = "serves"
     elif not serving:
         state = "none"
-    elif serving < rules.stray_count and serving * 100 < rules.stray_share_percent * total:
+    elif serving * 100 < least * total:
         state = "stray"
     else:
         state = "partial"
-    needed = max(drivers, key=catalog.version_tuple) if drivers and state != "stray" else None
+    # A library that picks its kernels needs no driver for the sake of some left-over PTX. Where
+    # every kernel counts, so does every one that is only there as PTX.
+    needs_jit = state in ("serves", "partial") and (every_kernel or jit * 100 >= least * total)
     return LibraryVerdict(
         path=library.path,
         role=rule.role,
@@ -188,7 +226,8 @@ def judge_library(library: Library, capability: Capability) -> LibraryVerdict:
         containers=total,
         sass=sass,
         jit=jit,
-        driver=needed,
+        driver=_newest(drivers) if needs_jit else None,
+        hollow=() if total else tuple(sorted(hollow)),
     )
 
 
@@ -197,13 +236,15 @@ def judge(
 ) -> Verdict:
     """Whether what these libraries belong to runs on a GPU of this capability.
 
-    ``missing`` names the libraries without which it does not run; ``lost`` the features, kernels
-    and alternatives that are not there. Where the CUDA version of the PyTorch beside them is known,
-    of alternatives by CUDA version only that one counts.
+    ``missing`` names the libraries without which it does not run, by path, or says in words which
+    is not there; ``lost`` the features, kernels and alternatives that are not there. Where the CUDA
+    version of the PyTorch beside them is known, of alternatives by CUDA version only the one that
+    is loaded for it counts.
     """
     verdicts = tuple(judge_library(library, capability) for library in libraries)
     missing: list[str] = []
     lost: list[str] = []
+    drivers: set[str] = set()
     groups: dict[str, list[LibraryVerdict]] = {}
     counted = False
     for verdict in verdicts:
@@ -212,37 +253,47 @@ def judge(
         counted = True
         bad = verdict.state in ("none", "stray")
         if verdict.role == "alternative":
-            groups.setdefault(f"{_folder(verdict.path)}: {verdict.group}", []).append(verdict)
-        elif verdict.role == "feature":
+            groups.setdefault(_folder(verdict.path), []).append(verdict)
+            continue
+        if verdict.role == "feature":
             if bad and verdict.feature and verdict.feature not in lost:
                 lost.append(verdict.feature)
         elif bad:
             missing.append(verdict.path)
-        elif verdict.state == "partial" and verdict.role == "core":
-            absent = verdict.containers - verdict.serving
-            lost.append(
-                f"{absent} of {verdict.containers} kernel groups in {_name(verdict.path)}, "
-                "made for other GPUs only"
-            )
-    for members in groups.values():
+        if verdict.state == "partial" and not rule_for(verdict.path).picks_kernels:
+            lost.append(_partly(verdict))
+        if verdict.driver:
+            drivers.add(verdict.driver)
+    for folder, members in groups.items():
         if torch_cuda is not None:
-            loaded = f"cuda{torch_cuda[0]}{torch_cuda[1]}."
-            members = [item for item in members if loaded in _name(item.path)] or members
-        absent_members = [member for member in members if member.state in ("none", "stray")]
-        if len(absent_members) == len(members):
+            package = _name(below_site(folder)) or folder
+            cuda = f"{torch_cuda[0]}.{torch_cuda[1]}"
+            loaded = _loaded(members, torch_cuda)
+            if loaded is None:
+                missing.append(f"{package} has no library for CUDA {cuda}, which PyTorch uses here")
+                continue
+            members = [loaded]
+            if _made_for(loaded) != torch_cuda:
+                lost.append(
+                    f"a library of {package} for CUDA {cuda} (newer releases of it take "
+                    f"{_name(loaded.path)} instead, older ones fail)"
+                )
+        useful = [member for member in members if member.state in ("serves", "partial")]
+        if not useful:
             missing += [member.path for member in members]
-        elif absent_members:
-            lost.append(", ".join(_name(member.path) for member in absent_members))
-    drivers = {
-        verdict.driver
-        for verdict in verdicts
-        if verdict.driver and verdict.role in ("core", "dispatching")
-    }
+            continue
+        absent = [member for member in members if member not in useful]
+        if absent:
+            lost.append(", ".join(_name(member.path) for member in absent))
+        lost += [_partly(member) for member in useful if member.state == "partial"]
+        needed = [member.driver for member in useful if member.driver]
+        if len(needed) == len(useful):  # else one that needs no JIT can be had
+            drivers.add(min(needed, key=catalog.version_tuple))
     outcome: Outcome
-    if not counted:
-        outcome = "no-device-code"
-    elif missing:
+    if missing:
         outcome = "does-not-run"
+    elif not counted:
+        outcome = "no-device-code"
     elif lost:
         outcome = "runs-with-limits"
     elif drivers:
@@ -255,20 +306,41 @@ def judge(
         libraries=verdicts,
         lost=tuple(lost),
         missing=tuple(missing),
-        driver=max(drivers, key=catalog.version_tuple) if drivers and not missing else None,
+        driver=_newest(drivers) if not missing else None,
     )
 
 
-def describe(verdict: Verdict) -> str:
-    """The verdict in one line of words."""
+def without(verdict: Verdict, absent: Iterable[tuple[str, str]]) -> Verdict:
+    """The verdict when files are gone that were installed: pairs of path and distribution."""
+    gone = tuple(
+        f"{path} (listed in RECORD of {distribution}, not there)" for path, distribution in absent
+    )
+    if not gone:
+        return verdict
+    return replace(verdict, outcome="does-not-run", missing=(*gone, *verdict.missing), driver=None)
+
+
+def describe(verdict: Verdict, owner: Mapping[str, str] | None = None) -> str:
+    """The verdict in one line of words; ``owner`` maps library paths to distributions."""
     if verdict.outcome == "no-device-code":
+        if any(item.state != "empty" for item in verdict.libraries):
+            return "holds device code in tools only: nothing that a program loads"
+        kinds = sorted({kind for item in verdict.libraries for kind in item.hollow})
+        if kinds:
+            words = " and ".join(_HOLLOW[kind] for kind in kinds)
+            return f"holds only {words}: nothing a GPU runs as it is"
         return "holds no device code: nothing in it was compiled for a GPU"
     if verdict.outcome == "does-not-run":
+        found = {item.path: item for item in verdict.libraries}
         parts = []
         for path in verdict.missing[:3]:
-            library = next(item for item in verdict.libraries if item.path == path)
+            library = found.get(path)
+            if library is None:
+                parts.append(path)
+                continue
+            came = f" [{owner[path]}]" if owner and owner.get(path) else ""
             parts.append(
-                f"{_name(path)} has code for it in {library.serving} of "
+                f"{_name(path)}{came} has code for it in {library.serving} of "
                 f"{library.containers} containers"
             )
         more = len(verdict.missing) - 3
@@ -279,6 +351,39 @@ def describe(verdict: Verdict) -> str:
     if verdict.driver:
         text += f"; part of it through the driver's JIT (branch {verdict.driver} or newer)"
     return text
+
+
+def _made_for(alternative: LibraryVerdict) -> tuple[int, int] | None:
+    """The CUDA version in a name like ``libx_cuda126.so``: the last digit is the minor version."""
+    match = re.search(r"cuda(\d+)(\d)\.", _name(alternative.path))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _loaded(members: list[LibraryVerdict], torch_cuda: tuple[int, int]) -> LibraryVerdict | None:
+    """Which alternative is loaded beside a PyTorch with that CUDA version, or None.
+
+    The one made for it; else, as bitsandbytes documents it for its newer releases
+    (``get_cuda_bnb_library_path``), of the same major version the next older, else the next newer.
+    """
+    made = {version: member for member in members if (version := _made_for(member))}
+    same = sorted(version for version in made if version[0] == torch_cuda[0])
+    older = [version for version in same if version <= torch_cuda]
+    if not same:
+        return None
+    return made[older[-1] if older else same[0]]
+
+
+def _partly(verdict: LibraryVerdict) -> str:
+    absent = verdict.containers - verdict.serving
+    part = (
+        f"{absent} of {verdict.containers} kernel groups in {_name(verdict.path)}, "
+        "made for other GPUs only"
+    )
+    return f"part of {verdict.feature}: {part}" if verdict.feature else part
+
+
+def _newest(branches: set[str]) -> str | None:
+    return max(branches, key=catalog.version_tuple) if branches else None
 
 
 def _name(path: str) -> str:

@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from legacy_cuda.catalog.locks import Lock, load_lock
 from legacy_cuda.devicecode import DeviceCodeError, scan_tree
 from legacy_cuda.devicecode.scan import walk
 from legacy_cuda.errors import SurroundingsError, UserError
-from legacy_cuda.fetch import NO_PROJECT, uv_binary
+from legacy_cuda.fetch import NO_PROJECT, SETTINGS_THAT_REDIRECT, uv_binary
 from legacy_cuda.resolve import Stack
 from legacy_cuda.targets import owners, read_torch_cuda
 
@@ -45,6 +45,7 @@ REPORT = "report.html"
 ACTIVATE = "activate"
 SCHEMA = "legacy-cuda/environment/1"
 _SPARE = 1.03  # of the unpacked size: directories, bytecode, the manifest
+_SMALL = 1 << 20  # bytes: up to it a file is read again whenever an environment is made
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done and bytes in all."""
@@ -198,8 +199,13 @@ def fingerprint(target: Path) -> str:
 def altered(site: Path, lock: Lock) -> list[str]:
     """Files of the lock's packages that are not what their wheels' RECORDs say, and packages that
     are not there in the lock's version. Every file is read. Paths count from site-packages."""
-    wrong: list[str] = []
-    todo: list[tuple[str, str]] = []
+    return sorted(name for _, name in _altered(site, lock))
+
+
+def _altered(site: Path, lock: Lock, largest: int | None = None) -> list[tuple[str, str]]:
+    """The same with the package of each; files of more than ``largest`` bytes are not read."""
+    wrong: list[tuple[str, str]] = []
+    todo: list[tuple[str, str, str]] = []
     installed = {}
     for folder in site.glob("*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
@@ -207,40 +213,90 @@ def altered(site: Path, lock: Lock) -> list[str]:
     for package in lock.packages:
         version, record = installed.get(package.name, ("", site))
         if version != package.version or not record.is_file():
-            wrong.append(f"{package.name} {package.version}")
+            wrong.append((package.name, f"{package.name} {package.version}"))
             continue
         with record.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3]
-        todo += [(name, digest) for name, digest, _ in rows if digest.startswith("sha256=")]
+        todo += [
+            (package.name, name, digest)
+            for name, digest, size in rows
+            if digest.startswith("sha256=") and (largest is None or int(size or 0) <= largest)
+        ]
 
-    def check(item: tuple[str, str]) -> str:
-        name, expected = item
+    def good(name: str, expected: str) -> bool:
         digest = hashlib.sha256()
         try:
             with (site / name).open("rb", buffering=0) as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
         except OSError:
-            return name
+            return False
         found = base64.urlsafe_b64encode(digest.digest()).decode().rstrip("=")
-        return "" if f"sha256={found}" == expected else name
+        return f"sha256={found}" == expected
 
+    def check(items: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+        return [(package, name) for package, name, digest in items if not good(name, digest)]
+
+    if largest is not None:  # many files of a few kilobytes: threads would only wait for another
+        return wrong + check(todo)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        wrong += [name for name in pool.map(check, todo) if name]
-    return sorted(wrong)
+        for found in pool.map(check, ([item] for item in todo)):
+            wrong += found
+    return wrong
 
 
-def matches(manifest: dict[str, Any], plan: Plan) -> bool:
-    """Whether an environment is what the plan would make, as far as the manifest tells, and its
-    Python is still on the machine."""
-    return bool(
-        manifest["lock"]["digest"] == plan.lock.digest
-        and manifest["gpus"] == [gpu.name for gpu in plan.stack.gpus]
-        and manifest["stack"] == plan.stack.facts.name
-        and manifest["python"] == plan.python
-        and manifest["tool"] == __version__
-        and (plan.target / "bin" / "python").exists()
-    )
+def differences(manifest: dict[str, Any], plan: Plan) -> list[str]:
+    """Why the environment that is there cannot become what the plan would make without being made
+    anew: another stack, lock or Python, or a Python that is gone. One line each."""
+    found = []
+    facts = plan.stack.facts
+    if manifest["stack"] != facts.name:
+        gpus = ", ".join(dict.fromkeys(manifest["gpus"]))
+        found.append(
+            f"it holds the {manifest['stack']} stack (for {gpus}), not the {facts.name} stack"
+        )
+    if manifest["lock"]["name"] != plan.lock.name:
+        found.append(f"it was made from the lock {manifest['lock']['name']}, not {plan.lock.name}")
+    elif manifest["lock"]["digest"] != plan.lock.digest:
+        found.append(f"the lock {plan.lock.name} has changed since it was made")
+    if manifest["python"] != plan.python:
+        found.append(f"it has Python {manifest['python']}, not {plan.python}")
+    python = plan.target / "bin" / "python"
+    if not python.exists():
+        where = f"{python} leads to {python.readlink()}" if python.is_symlink() else str(python)
+        found.append(f"its Python is gone: {where}, which is not there")
+    return found
+
+
+def keep(manifest: dict[str, Any], plan: Plan) -> None:
+    """Refuse to replace an environment that nobody asked to have replaced.
+
+    Raises:
+        UserError: the environment that is there is another than the plan would make.
+    """
+    found = differences(manifest, plan)
+    if found:
+        raise UserError(
+            f"the environment at {plan.target} does not fit: it would have to be made anew",
+            "\n".join(found),
+            "choose another place with --path, or make it anew with --recreate "
+            "(packages you added to it are lost then)",
+        )
+
+
+def stale(manifest: dict[str, Any], plan: Plan) -> str:
+    """Why the environment has to be looked at again, though its packages may stay; "" if not."""
+    names = {gpu.name for gpu in plan.stack.gpus}
+    if manifest["path"] != str(plan.target):
+        return f"the environment was moved here from {manifest['path']}"
+    if set(manifest["gpus"]) != names or manifest["engine"] != plan.stack.engine.name:
+        before = f"{', '.join(dict.fromkeys(manifest['gpus']))} with {manifest['engine']}"
+        return f"the environment was made for {before}, from the same lock"
+    if manifest["tool"] != __version__:
+        return f"the environment was examined by legacy-cuda {manifest['tool']}"
+    if fingerprint(plan.target) != manifest["fingerprint"]:
+        return "the environment has changed since it was made"
+    return ""
 
 
 @contextlib.contextmanager
@@ -299,12 +355,16 @@ def make(
 
     Returns the manifest, which is the report as well. Call it with the lock held. uv compares
     sha256 when it downloads, not when it takes from its cache, whose files are those of
-    environments made before (hard links): ``verify`` reads every file again.
+    environments made before (hard links), so that an edit in place reaches all of them. Files of
+    at most 1 MiB, nearly all that can be edited, are therefore compared with their wheels' RECORDs
+    here; larger ones, the libraries, only with ``verify``, which reads gigabytes again. A RECORD
+    lies in the cache as well: this finds accidents, not somebody who alters both.
 
     Raises:
         SurroundingsError: the network, the disk or the index failed, or a file does not have its
             sha256. Nothing is left behind then, and what was there before still is.
     """
+    started = time.monotonic()
     tell = progress or (lambda what, done, total: None)
     building = _sibling(plan.target, "new")
     try:
@@ -327,14 +387,11 @@ def make(
             offline,
             lambda done: tell("installing", done, plan.unpacked),
         )
-        wrong = altered(_site_packages(building), plan.lock) if verify else []
+        wrong = _altered(_site_packages(building), plan.lock, None if verify else _SMALL)
         if wrong:
-            raise SurroundingsError(
-                "uv's cache is damaged: it holds files that are not as they were published",
-                _some(wrong),
-                "clear it with: uv cache clean",
-            )
+            raise _damaged_cache(wrong)
         manifest = _examine(plan, building, tell)
+        manifest["seconds"] = round(time.monotonic() - started, 2)
         _write_reports(building, manifest, plan.stack)
         _swap(building, plan.target)
     except OSError as error:
@@ -352,10 +409,12 @@ def refresh(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
     Raises:
         SurroundingsError: a file in it is corrupt or cannot be read.
     """
+    started = time.monotonic()
     tell = progress or (lambda what, done, total: None)
     try:
         manifest = _examine(plan, plan.target, tell)
         manifest["altered"] = altered(_site_packages(plan.target), plan.lock)
+        manifest["seconds"] = round(time.monotonic() - started, 2)
         _write_reports(plan.target, manifest, plan.stack)
     except OSError as error:
         raise SurroundingsError(f"{plan.target} cannot be read", str(error)) from error
@@ -386,29 +445,64 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _check_space(plan: Plan) -> None:
     """Refuse early where the disk cannot hold it: uv's cache and the environment share the bytes
-    when they are on one file system, else each needs all of them."""
-    cache = Path(
-        os.environ.get("UV_CACHE_DIR")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uv"
-    )
+    when they are on one file system, else each needs all of them. What the cache holds already
+    counts as if it were this stack's, so that no run is refused that could succeed."""
+    cache = _uv_cache()
     needed = int(plan.unpacked * _SPARE)
-    places = {"the environment": plan.target.parent}
-    existing = cache
-    while not existing.exists():
-        existing = existing.parent
-    fresh = not (cache / "archive-v0").exists()
-    if existing.stat().st_dev != plan.target.parent.stat().st_dev and fresh:
-        places["uv's cache"] = existing
-    elif not fresh and existing.stat().st_dev == plan.target.parent.stat().st_dev:
-        return  # what is cached is linked, not copied; uv says so if it is not enough
-    for what, place in places.items():
+    own = plan.target.parent
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    shared = existing.stat().st_dev == own.stat().st_dev
+    if min(shutil.disk_usage(place).free for place in (own, existing)) >= needed:
+        return
+    held = _size(cache / "archive-v0", plan.unpacked // 2)
+    fresh = held < plan.unpacked // 2
+    places = []
+    if not shared:
+        places.append(("the environment", own, needed))
+    if fresh:  # else the most of it is cached, and uv says so if the room is not enough
+        what = "the environment" if shared else "uv's cache"
+        places.append((what, own if shared else existing, needed - held))
+    for what, place, size in places:
         free = shutil.disk_usage(place).free
-        if free < needed:
+        if free < size:
             raise SurroundingsError(
                 f"not enough room for {what} on {place}",
-                f"needs {_gib(needed)}, {_gib(free)} are free",
+                f"needs {_gib(size)}, {_gib(free)} are free",
                 "free space, choose another disk with --path, or set UV_CACHE_DIR",
             )
+
+
+def _uv_cache() -> Path:
+    command = [uv_binary(), *NO_PROJECT, "cache", "dir"]
+    done = subprocess.run(command, env=_variables(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SurroundingsError(
+            "uv does not say where its cache is", done.stderr.strip(), "set UV_CACHE_DIR"
+        )
+    return Path.cwd() / done.stdout.strip()
+
+
+def _size(folder: Path, enough: int) -> int:
+    """Bytes of the files in a folder; counting stops when there are ``enough``."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        if total >= enough:
+            break
+        for name in names:
+            with contextlib.suppress(OSError):  # another uv may remove it now
+                total += Path(root, name).lstat().st_size
+    return total
+
+
+def _damaged_cache(wrong: list[tuple[str, str]]) -> SurroundingsError:
+    packages = sorted({package for package, _ in wrong})
+    clean = shlex.join([uv_binary(), "cache", "clean", *packages])
+    return SurroundingsError(
+        f"uv's cache is damaged: files of {_some(packages)} are not as they were published",
+        f"{_some(sorted(name for _, name in wrong))}; a file that was edited in place in one "
+        "environment is changed in the cache too, and in every environment linked to it",
+        f"throw these packages out of the cache and run this again: {clean}",
+    )
 
 
 def _some(names: list[str]) -> str:
@@ -427,17 +521,25 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+def _variables() -> dict[str, str]:
+    """The environment for uv: mirrors, proxies and the cache are a person's to choose, but not
+    settings that put another version or source in the place of the lock's."""
+    variables = {
+        name: value for name, value in os.environ.items() if name not in SETTINGS_THAT_REDIRECT
+    }
+    if variables.get("UV_LINK_MODE") == "symlink":  # would be nothing but links into a cache
+        del variables["UV_LINK_MODE"]
+    return variables
+
+
 def _uv(arguments: list[str], plan: Plan, offline: bool, progress: Callable[[int], None]) -> None:
     """Run uv; ``progress`` is told of the bytes it has written so far."""
     command = [uv_binary(), *NO_PROJECT, *arguments, "--no-progress"]
     if offline:
         command.append("--offline")
-    variables = dict(os.environ)
-    if variables.get("UV_LINK_MODE") == "symlink":  # would be nothing but links into a cache
-        del variables["UV_LINK_MODE"]
     process = subprocess.Popen(
         command,
-        env=variables,
+        env=_variables(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -508,13 +610,29 @@ def _explain(message: str, plan: Plan, offline: bool) -> SurroundingsError:
 
 
 def _site_packages(root: Path) -> Path:
-    (found,) = root.glob("lib/python3*/site-packages")
-    return found
+    found = list(root.glob("lib/python3*/site-packages"))
+    if len(found) != 1:
+        raise SurroundingsError(
+            f"{root} is not a whole environment",
+            f"it has {len(found) or 'no'} folders lib/python3*/site-packages, not one",
+            "make it anew with --recreate",
+        )
+    return found[0]
 
 
 def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
     """Audit every file and import torch, side by side."""
     started = time.monotonic()
+    site = _site_packages(root)
+    files = list(walk(site))
+    total = sum(size for _, size in files)
+    done = 0
+
+    def scanned(count: int) -> None:
+        nonlocal done
+        done += count
+        tell("auditing", done, total)
+
     check = subprocess.Popen(
         [str(root / "bin" / "python"), "-I", str(_CHECK)],
         stdin=subprocess.DEVNULL,
@@ -524,16 +642,6 @@ def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
         preexec_fn=partial(_die_with, os.getpid()),
     )
     try:
-        site = _site_packages(root)
-        files = list(walk(site))
-        total = sum(size for _, size in files)
-        done = 0
-
-        def scanned(count: int) -> None:
-            nonlocal done
-            done += count
-            tell("auditing", done, total)
-
         try:
             libraries = audit.summarise(scan_tree(site, files, scanned))
         except DeviceCodeError as error:
@@ -541,12 +649,18 @@ def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
                 "a file of the environment is corrupt", str(error), "run again with --recreate"
             ) from error
         tell("importing torch", total, total)
-        output, _ = check.communicate(timeout=_IMPORT_LIMIT)
-        torch: dict[str, Any] = json.loads(output)
-    except subprocess.TimeoutExpired:
-        torch = {"error": f"not done after {_IMPORT_LIMIT:.0f} s"}
-    except ValueError:
-        torch = {"error": f"Python ended with code {check.returncode} while importing torch"}
+        torch: dict[str, Any]
+        try:
+            output, _ = check.communicate(timeout=_IMPORT_LIMIT)
+        except subprocess.TimeoutExpired:
+            torch = {"error": f"not done after {_IMPORT_LIMIT:.0f} s"}
+        else:
+            try:
+                torch = json.loads(output)
+            except ValueError:
+                torch = {
+                    "error": f"Python ended with code {check.returncode} while importing torch"
+                }
     finally:
         check.kill()
         check.wait()
@@ -572,7 +686,7 @@ def _manifest(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "name": stack.name,
         "path": str(plan.target),
-        "gpus": [gpu.name for gpu in stack.gpus],
+        "gpus": list(dict.fromkeys(gpu.name for gpu in stack.gpus)),
         "engine": stack.engine.name,
         "stack": stack.facts.name,
         "lock": {"name": plan.lock.name, "digest": plan.lock.digest},
@@ -604,8 +718,8 @@ def _manifest(
         ],
         "torch": torch,
         "arch_flags": compare_arch_flags(torch, libraries),
-        "gpu_run": gpu_run(torch),
-        "seconds": round(seconds, 2),
+        "gpu_run": gpu_run(torch, {str(capability) for capability in capabilities}),
+        "examine_seconds": round(seconds, 2),
     }
 
 
@@ -647,17 +761,21 @@ def compare_arch_flags(
     return {"said": said, "held": held, "agree": bool(said) and set(said) == set(held)}
 
 
-def gpu_run(torch: dict[str, Any]) -> str:
-    """``not run`` without a driver; else what was computed on which GPU."""
+def gpu_run(torch: dict[str, Any], capabilities: Collection[str]) -> str:
+    """``not run`` without a GPU of these capabilities; else what was computed on which of them.
+
+    GPUs of other capabilities, which the stack does not promise anything for, are only named.
+    """
     devices = torch.get("devices") or []
-    if not devices:
-        return "not run"
-    return "; ".join(
+    own = [device for device in devices if device["capability"] in capabilities]
+    parts = [
         f"ran on {device['name']}"
         if device.get("ran")
         else f"failed on {device['name']}: {device.get('error', 'wrong result')}"
-        for device in devices
-    )
+        for device in own
+    ]
+    others = [f"other: {device['name']}" for device in devices if device not in own]
+    return "; ".join([*(parts or ["not run"]), *others])
 
 
 def build_settings(stack: Stack) -> list[tuple[str, str, str]]:
@@ -692,23 +810,71 @@ def build_settings(stack: Stack) -> list[tuple[str, str, str]]:
     ]
 
 
-def _write_reports(root: Path, manifest: dict[str, Any], stack: Stack) -> None:
+def activate_script(manifest: dict[str, Any], settings: list[tuple[str, str, str]]) -> str:
+    """The file to source: the environment's own activation and these variables.
+
+    It finds its environment by its own path, so that the environment may be moved, in bash and
+    zsh. Other shells do not say which file they read: they need the path that is recorded here.
+    ``deactivate`` gives all variables their old values.
+    """
+    path = str(manifest["path"])
+    moved = (
+        f"this environment is no longer at {path}: "
+        "source it with bash or zsh, or run legacy-cuda up on its new place"
+    )
+    restore, assign = [], []
+    for name, value, reason in settings:
+        old, had = f"_LEGACY_CUDA_OLD_{name}", f"_LEGACY_CUDA_HAD_{name}"
+        restore += [
+            f'    if [ -n "${{{had}:-}}" ]; then export {name}="${old}"; else unset {name}; fi',
+            f"    unset {old} {had}",
+        ]
+        assign += [
+            f"# {reason}",
+            f'{had}="${{{name}+1}}" {old}="${{{name}-}}"',
+            f"export {name}={shlex.quote(value)}",
+        ]
     lines = [
-        "# Source this file:  . activate",
+        "# Source this file:  . activate    and undo it:  deactivate",
         f"# {manifest['stack']} stack for {', '.join(manifest['gpus'])}",
-        'if [ -n "${BASH_SOURCE:-}" ]; then _here="$BASH_SOURCE"',
-        'elif [ -n "${ZSH_VERSION:-}" ]; then eval \'_here="${(%):-%x}"\'',
+        'if [ -n "${BASH_VERSION:-}" ]; then _legacy_cuda="${BASH_SOURCE:-}"',
+        'elif [ -n "${ZSH_VERSION:-}" ]; then eval \'_legacy_cuda="${(%):-%x}"\'',
         "else  # other shells do not say which file they read",
-        f"    _here={shlex.quote(manifest['path'] + '/' + ACTIVATE)}",
-        f"    SCRIPT_PATH={shlex.quote(manifest['path'] + '/bin/activate')}",
+        f"    _legacy_cuda={shlex.quote(path + '/' + ACTIVATE)}",
+        '    if [ ! -f "$_legacy_cuda" ]; then',
+        f"        echo {shlex.quote(moved)} >&2",
+        "        unset _legacy_cuda",
+        "        return 1",
+        "    fi",
+        f"    SCRIPT_PATH={shlex.quote(path + '/bin/activate')}",
         "fi",
-        '_here="$(cd "$(dirname "$_here")" >/dev/null && pwd)"',
-        '. "$_here/bin/activate"',
-        "unset _here",
+        '_legacy_cuda="$(CDPATH= cd -- "$(dirname -- "$_legacy_cuda")" >/dev/null && pwd)"',
+        "# What an environment activated before this one has set goes first.",
+        "if command -v _legacy_cuda_restore >/dev/null; then _legacy_cuda_restore; fi",
+        '. "$_legacy_cuda/bin/activate"',
+        '[ -n "${BASH_VERSION:-}${ZSH_VERSION:-}" ] || unset SCRIPT_PATH',
+        "# The environment's own deactivate under another name: not every shell can rename one.",
+        'eval "$(sed -n \'/^deactivate () {$/,/^}$/p\' "$_legacy_cuda/bin/activate" |',
+        "    sed '1s/deactivate/_legacy_cuda_leave/')\"",
+        "unset _legacy_cuda",
+        "_legacy_cuda_restore () {",
+        *restore,
+        "    unset -f _legacy_cuda_restore",
+        "}",
+        "if command -v _legacy_cuda_leave >/dev/null; then",
+        "    deactivate () {",
+        "        if command -v _legacy_cuda_restore >/dev/null; then _legacy_cuda_restore; fi",
+        '        _legacy_cuda_leave "$@"',
+        "        unset -f _legacy_cuda_leave",
+        "    }",
+        "fi",
+        *assign,
     ]
-    for name, value, reason in build_settings(stack):
-        lines += [f"# {reason}", f'export {name}="{value}"']
-    _write(root / ACTIVATE, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def _write_reports(root: Path, manifest: dict[str, Any], stack: Stack) -> None:
+    _write(root / ACTIVATE, activate_script(manifest, build_settings(stack)))
     _write(root / REPORT, report.html(manifest))
     manifest["fingerprint"] = fingerprint(root)
     _write(root / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from legacy_cuda import paths
+from legacy_cuda.catalog.locks import LEGACY_MANYLINUX
 from legacy_cuda.errors import SurroundingsError, UserError
 
 if sys.version_info >= (3, 11):
@@ -26,8 +27,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SETTINGS_THAT_REDIRECT = (
+    "UV_CONFIG_FILE",
+    "UV_CONSTRAINT",
+    "UV_EXCLUDE_NEWER",
+    "UV_OVERRIDE",
+    "UV_PRERELEASE",
+    "UV_RESOLUTION",
+    "UV_TORCH_BACKEND",
+)
+"""uv's settings that choose other versions or sources than asked for; mirrors are none of them."""
+
 GLIBC = (2, 40)  # of the machine that wheels are looked up for: newer than any wheel asks for
-_LEGACY_TAGS = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}  # PEP 600
 _ATTEMPTS = 5
 _TIMEOUT = 60.0  # seconds without a byte
 _PIECE = 1 << 20
@@ -128,8 +139,7 @@ def choose_wheel(
     platforms = []
     for minor in range(glibc[1], 4, -1):
         platforms.append(f"manylinux_2_{minor}_x86_64")
-        if minor in _LEGACY_TAGS:
-            platforms.append(f"{_LEGACY_TAGS[minor]}_x86_64")
+        platforms += [tag for tag, floor in LEGACY_MANYLINUX.items() if floor == (2, minor)]
     version = tuple(int(part) for part in python.split("."))
     interpreter = "cp" + python.replace(".", "")
     tags = [
@@ -168,11 +178,19 @@ def find_wheel(package: str, version: str, python: str) -> Remote:
         NoSolutionError: there is none.
         SurroundingsError: the index could not be asked.
     """
-    for found in compile_pylock([f"{package}=={version}"], python, options=["--no-deps"]):
-        remote = choose_wheel(found, python)
-        if remote is not None:
-            return remote
-    raise NoSolutionError(f"{package} {version} has no linux x86_64 wheel for Python {python}")
+    why = ""
+    try:
+        for found in compile_pylock([f"{package}=={version}"], python, options=["--no-deps"]):
+            remote = choose_wheel(found, python)
+            if remote is not None:
+                return remote
+    except NoSolutionError as error:
+        why = error.why.rpartition("cause: ")[2]
+    raise NoSolutionError(
+        f"there is no {package} {version} as a Linux x86_64 wheel for Python {python}",
+        why,
+        "name another version, or another Python with --python",
+    )
 
 
 def cached_path(remote: Remote) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from html import escape
 from typing import Any
@@ -26,6 +27,8 @@ p.lead { color: var(--soft); margin: 0 0 20px; }
 .verdict.bad { border-color: var(--bad); }
 .verdict.limits, .verdict.jit { border-color: var(--jit); }
 .verdict b { font-size: 17px; }
+pre { background: var(--panel); padding: 10px 14px; margin: 12px 0; overflow-x: auto; }
+.legend { color: var(--soft); font-size: 13px; }
 .tags { display: flex; flex-wrap: wrap; gap: 8px; margin: 14px 0; }
 .tag { border: 1px solid var(--line); border-radius: 4px; padding: 2px 9px; font-size: 13px; }
 .tag.no { color: var(--soft); border-style: dashed; }
@@ -41,9 +44,17 @@ svg .soft { fill: var(--soft); }
   vertical-align: -1px; border: 1px solid var(--line); }
 details { margin-top: 8px; } summary { cursor: pointer; color: var(--soft); }
 code { font-size: 13px; }
+@media (max-width: 700px) { main { padding: 20px 14px 40px; } }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 """
 
+_LEGEND = (
+    "Role: a core library is needed whole; a dispatching one is needed and picks among its kernels "
+    "by GPU; without a feature library only that is lost; of alternatives one is loaded; tools are "
+    "not judged. State: the library serves the GPU with all its containers, with a part of them "
+    "(partial), with so few that they count as none (stray), or with none. SASS: containers with "
+    "machine code for the GPU. JIT: containers with PTX only, which the driver compiles."
+)
 _COLOURS = {"sass": "#3c9d6b", "jit": "#e0a243", "none": "none"}
 
 
@@ -63,16 +74,18 @@ def html(manifest: dict[str, Any]) -> str:
         f"made {escape(manifest['created'])} by legacy-cuda {escape(manifest['tool'])}</p>",
         *(_verdict(item) for item in manifest["audit"]),
         _altered(manifest["altered"]),
+        f"<pre>. {escape(shlex.quote(manifest['path'] + '/activate'))}</pre>",
         _tags(manifest),
         "<h2>Coverage</h2>",
         _picture(manifest, [gpu.capability for gpu in gpus]),
         "<h2>Why this stack</h2>",
         _table(
-            ("", "choice", "because"),
+            ("part", "choice", "because"),
             [(item["subject"], item["choice"], item["because"]) for item in manifest["reasons"]],
         ),
-        *(f"<p>{escape(note)}</p>" for note in manifest["notes"]),
+        _notes(manifest["notes"]),
         "<h2>Libraries</h2>",
+        f'<p class="legend">{_LEGEND}</p>',
         *(_libraries(item) for item in manifest["audit"]),
         "<h2>Packages</h2><details><summary>",
         f"{len(manifest['packages'])} packages, each by sha256 from lock "
@@ -89,11 +102,22 @@ def html(manifest: dict[str, Any]) -> str:
 
 def _verdict(item: dict[str, Any]) -> str:
     kind = {"does-not-run": "bad", "runs-with-limits": "limits", "runs-through-jit": "jit"}
-    head = "does not run" if item["outcome"] == "does-not-run" else "runs"
+    head = {"does-not-run": "does not run", "no-device-code": "no device code"}.get(
+        item["outcome"], "runs"
+    )
+    rest = item["summary"].removeprefix(head).lstrip(" :;") if head != "no device code" else ""
     return (
         f'<div class="verdict {kind.get(item["outcome"], "")}"><b>Capability '
-        f"{escape(item['capability'])}: {head}</b> (audited)<br>{escape(item['summary'])}</div>"
+        f"{escape(item['capability'])}: {head}</b> (audited)"
+        f"{'<br>' + escape(rest) if rest else ''}</div>"
     )
+
+
+def _notes(notes: list[str]) -> str:
+    if not notes:
+        return ""
+    rows = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<h2>Good to know</h2><ul>{rows}</ul>"
 
 
 def _altered(names: list[str]) -> str:
@@ -144,7 +168,7 @@ def _libraries(item: dict[str, Any]) -> str:
     return (
         f"<h3>Capability {escape(item['capability'])}</h3>"
         '<div class="scroll"><table><tr><th>library</th><th>from</th><th>role</th>'
-        "<th>containers</th><th>SASS</th><th>JIT</th><th></th></tr>"
+        "<th>containers</th><th>SASS</th><th>JIT</th><th>state</th></tr>"
         f"{''.join(rows)}</table></div>"
     )
 
@@ -169,12 +193,23 @@ def _picture(manifest: dict[str, Any], marked: list[Capability]) -> str:
         if audit.rule_for(library.path).role != "tool"
         and any(group.linkage == "loadable" for group in library.groups)
     ]
+    distributions = {item["path"]: item["distribution"] for item in manifest["libraries"]}
+    bare = Counter(library.path.rpartition("/")[2] for library in shown)
+    names = {}
+    for library in shown:
+        name = library.path.rpartition("/")[2]
+        came = distributions[library.path] or library.path.rpartition("/")[0]
+        names[library.path] = f"{name} [{came}]" if bare[name] > 1 else name
     columns = [
         capability
         for capability in catalog.capabilities()
         if any(gpu.capability == capability for gpu in catalog.gpus())
     ]
-    left, top, cell, row = 300, 44, 42, 24
+    # those of the GPUs at hand first: on a narrow screen they are what shows beside the names
+    columns.sort(key=lambda capability: capability not in marked)
+    longest = max((len(name) for name in names.values()), default=0)
+    left = min(440, 20 + 7 * longest)  # 7: a little above the mean width of 12 px letters
+    top, cell, row = 44, 42, 24
     width, height = left + cell * len(columns) + 10, top + row * len(shown) + 8
     out = [
         f'<div class="scroll"><svg viewBox="0 0 {width} {height}" width="{width}" '
@@ -193,7 +228,7 @@ def _picture(manifest: dict[str, Any], marked: list[Capability]) -> str:
         )
     for line, library in enumerate(shown):
         y = top + row * line
-        name = library.path.rpartition("/")[2]
+        name = names[library.path]
         out.append(f'<text x="0" y="{y + 15}">{escape(name)}</text>')
         for place, capability in enumerate(columns):
             verdict = audit.judge_library(library, capability)
@@ -228,7 +263,7 @@ def _cell(
     ]
     if verdict.containers and verdict.state not in ("none", "stray"):
         sass = max(1.5, width * verdict.sass / verdict.containers) if verdict.sass else 0.0
-        jit = max(1.5, width * verdict.jit / verdict.containers) if verdict.jit else 0.0
+        jit = max(1.5, width * verdict.jit / verdict.containers) if verdict.driver else 0.0
         parts.append(
             f'<rect x="{x + 2}" y="{y}" width="{sass:.1f}" height="{height}" '
             f'fill="{_COLOURS["sass"]}"/>'

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
-from legacy_cuda.catalog import Branch, Engine, Flavour, Gpu, StackFacts, Toolkit
+from legacy_cuda.catalog import Branch, Engine, Flavour, Gpu, StackFacts, Toolkit, dotted
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,22 @@ def runs_cuda(driver: Driver, cuda: tuple[int, int]) -> bool:
     return driver.branch.latest_version >= catalog.version_tuple(least)
 
 
+def runs_stack(driver: Driver, stack: StackFacts, capabilities: Iterable[Capability]) -> bool:
+    """Whether the driver runs the stack's CUDA, and compiles the PTX these capabilities need."""
+    needed = [stack.jit_branch(capability) for capability in capabilities]
+    return runs_cuda(driver, stack.cuda) and all(
+        branch is None or int(driver.branch.branch) >= int(branch) for branch in needed
+    )
+
+
 def stacks_for(capabilities: Iterable[Capability], drivers: Sequence[Driver]) -> list[StackFacts]:
     """Every stack that carries code for all of them and that one of the drivers can run."""
     wanted = set(capabilities)
     return [
         stack
         for stack in catalog.stacks()
-        if wanted <= set(stack.covers) and any(runs_cuda(driver, stack.cuda) for driver in drivers)
+        if wanted <= set(stack.covers)
+        and any(runs_stack(driver, stack, wanted) for driver in drivers)
     ]
 
 
@@ -122,7 +131,7 @@ def resolve(gpus: Sequence[Gpu], engine: Engine) -> Stack | Refusal:
     newest_lock = candidates[-1].lock
     same_lock = [stack for stack in candidates if stack.lock == newest_lock]
     facts = next((stack for stack in same_lock if oldest in stack.home), same_lock[-1])
-    driver = [driver for driver in drivers if runs_cuda(driver, facts.cuda)][-1]
+    driver = [driver for driver in drivers if runs_stack(driver, facts, wanted)][-1]
     toolkit = catalog.toolkits()[facts.toolkit]
     return Stack(
         gpus=ordered,
@@ -131,7 +140,7 @@ def resolve(gpus: Sequence[Gpu], engine: Engine) -> Stack | Refusal:
         driver=driver,
         toolkit=toolkit,
         reasons=tuple(_reasons(ordered, facts, driver, drivers, candidates, toolkit)),
-        notes=tuple(_notes(ordered, driver)),
+        notes=tuple(_notes(ordered, facts, driver)),
     )
 
 
@@ -242,15 +251,17 @@ def _refused_by_coverage(
         elif not any(runs_cuda(driver, stack.cuda) for driver in drivers):
             least = catalog.toolkits()[stack.cuda].driver_min
             because.append(
-                f"{stack.lock}: CUDA {_dotted(stack.cuda)} needs driver {least} or newer, "
+                f"{stack.lock}: CUDA {dotted(stack.cuda)} needs driver {least} or newer, "
+                f"these GPUs end with branch {drivers[-1].branch.branch}"
+            )
+        else:
+            branch, capability = max((int(stack.jit_branch(item) or 0), item) for item in wanted)
+            because.append(
+                f"{stack.lock}: its PTX for {capability} needs driver branch {branch} or newer, "
                 f"these GPUs end with branch {drivers[-1].branch.branch}"
             )
     split = _split(gpus, engine)
     return Refusal(gpus, engine, "coverage", tuple(because), _split_text(split), split)
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"
 
 
 def _reasons(
@@ -263,12 +274,15 @@ def _reasons(
 ) -> Iterable[Reason]:
     branch = driver.branch
     newer = [item for item in catalog.branches() if item.latest_version > branch.latest_version]
-    ends = f"; {newer[0].branch} and newer ignore at least one of these GPUs" if newer else ""
+    one = len(gpus) == 1
+    ignored = "this GPU" if one else "at least one of these GPUs"
+    ends = f"; {newer[0].branch} and newer ignore {ignored}" if newer else ""
+    known = len({item.branch.branch for item in drivers})
     yield Reason(
         "driver",
         f"{branch.branch} (newest release known: {branch.latest})",
-        f"the newest of {len({item.branch.branch for item in drivers})} branches that serve "
-        f"{_names(gpus)}{ends} [{branch.support}]",
+        (f"the newest of {known} branches that serve " if known > 1 else "the only branch for ")
+        + f"{_names(gpus)}{ends} [{branch.support}]",
     )
     without_gsp = [gpu for gpu in gpus if not gpu.facts.open_kernel_module]
     yield Reason(
@@ -291,36 +305,45 @@ def _reasons(
             )
     yield Reason(
         "stack",
-        f"{facts.name} ({facts.lock}, CUDA {_dotted(facts.cuda)})",
-        "the newest whose every library carries code for "
+        f"{facts.name} ({facts.lock}, CUDA {dotted(facts.cuda)})",
+        "the newest whose libraries carry code (but for features that up names) for "
         f"{', '.join(str(item) for item in sorted({gpu.capability for gpu in gpus}))}{dropped}",
     )
+    jit = [
+        f"what {capability} runs through the driver's JIT needs branch {needed_branch} or newer"
+        for capability in sorted({gpu.capability for gpu in gpus})
+        if (needed_branch := facts.jit_branch(capability))
+    ]
     yield Reason(
         "CUDA runtime",
-        _dotted(facts.cuda),
-        f"needs driver {needed} or newer (minor-version compatibility); {branch.branch} is",
+        dotted(facts.cuda),
+        "; ".join([f"needs driver {needed} or newer (minor-version compatibility)", *jit]),
     )
     yield Reason(
         "toolkit for builds",
-        _dotted(toolkit.version),
+        dotted(toolkit.version),
         f"its nvcc targets {toolkit.capability_min} to {toolkit.capability_max}; "
         f"host compiler gcc {toolkit.gcc_max} or older"
         + (f", glibc older than {toolkit.glibc_below}" if toolkit.glibc_below else ""),
     )
     yield Reason(
         "Python",
-        " or ".join(sorted(facts.pythons, key=catalog.version_tuple)),
+        ", ".join(sorted(facts.pythons, key=catalog.version_tuple)),
         "the lock has wheels for these",
     )
 
 
-def _notes(gpus: tuple[Gpu, ...], driver: Driver) -> Iterable[str]:
+def _notes(gpus: tuple[Gpu, ...], facts: StackFacts, driver: Driver) -> Iterable[str]:
     branch = driver.branch
-    if branch.kernel_below:
-        fixed = f" ({branch.kernel_fixed_by} does)" if branch.kernel_fixed_by else ""
+    if branch.kernel_below and branch.kernel_fixed_by:
         yield (
-            f"driver {branch.branch} may not compile on Linux {branch.kernel_below} "
-            f"and newer{fixed}: hold an older kernel"
+            f"driver {branch.branch} needs release {branch.kernel_fixed_by} to compile on Linux "
+            f"{branch.kernel_below} and newer"
+        )
+    elif branch.kernel_below:
+        yield (
+            f"driver {branch.branch} may not compile on Linux {branch.kernel_below} and newer: "
+            "hold an older kernel"
         )
     if "unmaintained" in branch.support:
         yield f"driver {branch.branch} gets no security fixes any more"
@@ -332,11 +355,17 @@ def _notes(gpus: tuple[Gpu, ...], driver: Driver) -> Iterable[str]:
             )
         if gpu.cooling == "passive":
             yield f"{gpu.product}: passive, needs a duct and a fan outside a server chassis"
-    for facts in dict.fromkeys(gpu.facts for gpu in gpus if gpu.legacy):
-        if facts.fp16_fp32_ratio == "none":
-            yield f"{facts.capability}: no fp16 arithmetic; fp16 storage with fp32 arithmetic"
-        elif facts.fp16_fp32_ratio and facts.fp16_fp32_ratio.startswith("1:"):
+    for capability in sorted({gpu.capability for gpu in gpus}):
+        if capability < facts.torch_compile_min:
             yield (
-                f"{facts.capability}: fp16 arithmetic at {facts.fp16_fp32_ratio} of fp32; "
-                "store in fp16, compute in fp32" + (" or int8 (dp4a)" if facts.dp4a else "")
+                f"{capability}: torch.compile does not work, its Triton needs "
+                f"{facts.torch_compile_min}; eager PyTorch does"
+            )
+    for can in dict.fromkeys(gpu.facts for gpu in gpus if gpu.legacy):
+        if can.fp16_fp32_ratio == "none":
+            yield f"{can.capability}: no fp16 arithmetic; fp16 storage with fp32 arithmetic"
+        elif can.fp16_fp32_ratio and can.fp16_fp32_ratio.startswith("1:"):
+            yield (
+                f"{can.capability}: fp16 arithmetic at {can.fp16_fp32_ratio} of fp32; "
+                "store in fp16, compute in fp32" + (" or int8 (dp4a)" if can.dp4a else "")
             )

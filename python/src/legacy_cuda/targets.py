@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ Kind = Literal["wheel", "library", "folder", "environment"]
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._+!-]*)")
 _PYTHON = re.compile(r"3\.[0-9]{1,2}")
+_LIBRARY = re.compile(r"\.so(\.[0-9]+)*$")
 _TORCH_CUDA = re.compile(r"^cuda(?:\s*:[^=]+)?\s*=\s*['\"](\d+)\.(\d+)['\"]", re.MULTILINE)
 
 
@@ -28,7 +29,9 @@ class Subject:
     """What is judged. ``scanned`` is the date of the evidence, or "" where it was read just now.
 
     ``owners`` maps the paths of libraries in an environment to ``name version`` of the
-    distribution they were installed by.
+    distribution they were installed by; ``absent`` lists, in the same way, libraries that were
+    installed and are gone. The path of a single library is absolute, as is that of a library in a
+    folder within a site-packages: what it is to its package shows in the whole path only.
     """
 
     name: str
@@ -41,6 +44,25 @@ class Subject:
     scanned: str = ""
     torch_cuda: tuple[int, int] | None = None
     owners: tuple[tuple[str, str], ...] = ()
+    absent: tuple[tuple[str, str], ...] = ()
+
+
+def load_all(
+    target: str, python: str = "3.11", rescan: bool = False, progress: Progress | None = None
+) -> list[Subject]:
+    """As :func:`load`; each wheel that lies directly in a folder is a subject of its own.
+
+    Raises:
+        UserError: there is no such thing, or it is not readable as what it is.
+        SurroundingsError: a download or the disk failed.
+    """
+    folder = Path(target)
+    wheels = sorted(folder.glob("*.whl")) if target and folder.is_dir() else []
+    subjects = [load(str(path), python, rescan, progress) for path in wheels if path.is_file()]
+    own = load(target, python, rescan, progress)
+    if own.libraries or own.absent or own.kind != "folder" or not subjects:
+        subjects.insert(0, own)
+    return subjects
 
 
 def load(
@@ -101,7 +123,7 @@ def _load_file(path: Path, rescan: bool, progress: Progress | None) -> Subject:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         if not is_zip:
-            code = scan_file(path, path.name, progress)
+            code = scan_file(path, str(path.absolute()), progress)
             return Subject(path.name, "library", audit.summarise([code]), sha256=_sha256(path))
     package, version = _wheel_name(path)
     with ThreadPoolExecutor(1) as pool:
@@ -159,7 +181,14 @@ def _load_package(
             tag, abi = item.file.split("-")[-3:-1]
             if item.version == version and (tag == interpreter or abi in ("none", "abi3")):
                 return _from_evidence(item)
-    remote = fetch.find_wheel(package, version, python)
+    try:
+        remote = fetch.find_wheel(package, version, python)
+    except fetch.NoSolutionError as error:
+        versions = list(dict.fromkeys(item.version for item in evidence.known(package)))
+        if not versions:
+            raise
+        near = f"versions known here: {', '.join(versions)}"
+        raise fetch.NoSolutionError(error.what, error.why, near) from error
     report = progress or (lambda count: None)
     last = 0
 
@@ -192,6 +221,11 @@ def _load_folder(root: Path, progress: Progress | None) -> Subject:
     elif root.name == "site-packages":
         site = root
     else:
+        whole = str(root.absolute())
+        if audit.below_site(f"{whole}/") != f"{whole}/":
+            libraries = tuple(
+                replace(library, path=f"{whole}/{library.path}") for library in libraries
+            )
         return Subject(str(root), "folder", libraries)
     prefix = site.relative_to(root).as_posix()
     prefix = "" if prefix == "." else f"{prefix}/"
@@ -201,6 +235,11 @@ def _load_folder(root: Path, progress: Progress | None) -> Subject:
         libraries,
         torch_cuda=read_torch_cuda(site),
         owners=tuple(owners(site, prefix, {library.path for library in libraries})),
+        absent=tuple(
+            (f"{prefix}{path}", distribution)
+            for path, distribution in recorded(site)
+            if _LIBRARY.search(path) and not (site / path).exists()
+        ),
     )
 
 
@@ -214,12 +253,19 @@ def read_torch_cuda(site: Path) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def owners(site: Path, prefix: str, wanted: set[str]) -> Iterable[tuple[str, str]]:
-    """For the wanted paths, which distribution installed them, by the RECORD files."""
+def recorded(site: Path) -> Iterator[tuple[str, str]]:
+    """Every file that the RECORDs in a site-packages list, relative to it, and its distribution."""
     for record in sorted(site.glob("*.dist-info/RECORD")):
         name, _, version = record.parent.name.removesuffix(".dist-info").rpartition("-")
         label = f"{name.replace('_', '-').lower()} {version}"
         with record.open(encoding="utf-8", errors="replace", newline="") as file:
             for row in csv.reader(file):
-                if row and prefix + row[0] in wanted:
-                    yield prefix + row[0], label
+                if row:
+                    yield row[0], label
+
+
+def owners(site: Path, prefix: str, wanted: set[str]) -> Iterable[tuple[str, str]]:
+    """For the wanted paths, which distribution installed them, by the RECORD files."""
+    for path, label in recorded(site):
+        if prefix + path in wanted:
+            yield prefix + path, label

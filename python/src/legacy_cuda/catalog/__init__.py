@@ -132,7 +132,6 @@ class Toolkit:
     ptx_isa: tuple[int, int]
     gcc_max: int
     driver_min: str
-    driver_shipped: str
     glibc_below: str | None
     source: str
 
@@ -175,7 +174,13 @@ class StackFacts:
     architecture: str
     home: tuple[Capability, ...]
     covers: tuple[Capability, ...]
+    jit_driver: tuple[tuple[Capability, str], ...]
+    torch_compile_min: Capability
     pythons: tuple[str, ...]
+
+    def jit_branch(self, capability: Capability) -> str | None:
+        """The oldest driver branch that compiles the PTX this capability needs, if it needs any."""
+        return dict(self.jit_driver).get(capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,18 +191,26 @@ class LibraryRule:
     role: Role
     feature: str | None
     group: str | None
+    picks_kernels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRules:
-    stray_share_percent: float
-    stray_count: int
+    """Least shares of serving containers, in per cent, and what each library is."""
+
+    least_share_percent: float
+    least_share_percent_core: float
     libraries: tuple[LibraryRule, ...]
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
     """``"580.173.02"`` as ``(580, 173, 2)``, to compare with."""
     return tuple(int(part) for part in text.split("."))
+
+
+def dotted(version: tuple[int, int]) -> str:
+    """``"12.6"`` for ``(12, 6)``."""
+    return f"{version[0]}.{version[1]}"
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -304,7 +317,6 @@ def toolkits() -> dict[tuple[int, int], Toolkit]:
             ptx_isa=_pair(row["ptx_isa"]),
             gcc_max=row["gcc_max"],
             driver_min=row["driver_min"],
-            driver_shipped=row["driver_shipped"],
             glibc_below=row.get("glibc_below"),
             source=row["source"],
         )
@@ -346,6 +358,11 @@ def stacks() -> tuple[StackFacts, ...]:
             architecture=row["architecture"],
             home=tuple(Capability.parse(item) for item in row["home"]),
             covers=tuple(Capability.parse(item) for item in row["covers"]),
+            jit_driver=tuple(
+                (Capability.parse(capability), branch)
+                for capability, branch in row["jit_driver"].items()
+            ),
+            torch_compile_min=Capability.parse(row["torch_compile_min"]),
             pythons=tuple(row["pythons"]),
         )
         for row in _read("stacks")["stack"]
@@ -357,10 +374,16 @@ def audit_rules() -> AuditRules:
     """How libraries are judged."""
     data = _read("audit")
     return AuditRules(
-        stray_share_percent=data["stray_share_percent"],
-        stray_count=data["stray_count"],
+        least_share_percent=data["least_share_percent"],
+        least_share_percent_core=data["least_share_percent_core"],
         libraries=tuple(
-            LibraryRule(row["path"], row["role"], row.get("feature"), row.get("group"))
+            LibraryRule(
+                row["path"],
+                row["role"],
+                row.get("feature"),
+                row.get("group"),
+                row.get("picks_kernels", row["role"] == "dispatching"),
+            )
             for row in data["library"]
         ),
     )
@@ -397,12 +420,25 @@ def find_gpu(text: str) -> Gpu:
         return found
     if ":" in text:
         raise CatalogError(f"no GPU with PCI id {text!r} is in the catalog")
-    import difflib
+    raise CatalogError(f"no GPU called {text!r} is in the catalog", _near_gpus(text))
 
+
+def _near_gpus(text: str) -> tuple[str, ...]:
+    """Cards that may have been meant: of that capability or PCI device id, longer names, typos."""
+    import difflib
+    import re
+
+    capability = re.fullmatch(r"(?:sm_?|compute_?)?(\d{1,2})\.?(\d)", text.strip().lower())
+    if capability is not None:
+        wanted = Capability(int(capability[1]), int(capability[2]))
+        return tuple(gpu.name for gpu in gpus() if gpu.capability == wanted)[:6]
+    by_id = _gpu_index().get(f"10de:{text.strip().lower()}")
+    if by_id is not None:
+        return (by_id.name,)
     names = {_normal(name): gpu.name for gpu in gpus() for name in (gpu.name, *gpu.aliases)}
-    close = difflib.get_close_matches(_normal(text), names, n=6, cutoff=0.6)
-    near = tuple(dict.fromkeys(names[name] for name in close))[:3]
-    raise CatalogError(f"no GPU called {text!r} is in the catalog", near)
+    longer = [name for normal, name in names.items() if normal.startswith(_normal(text))]
+    close = difflib.get_close_matches(_normal(text), names, n=4, cutoff=0.75 if longer else 0.6)
+    return tuple(dict.fromkeys([*longer, *(names[name] for name in close)]))[:6]
 
 
 def find_engine(text: str) -> Engine:
@@ -418,18 +454,6 @@ def find_engine(text: str) -> Engine:
 
     near = difflib.get_close_matches(text.lower(), [engine.name for engine in engines()], n=3)
     raise CatalogError(f"no engine called {text!r} is in the catalog", tuple(near))
-
-
-def find_stack(name: str) -> StackFacts:
-    """The stack of that name.
-
-    Raises:
-        CatalogError: there is none.
-    """
-    for stack in stacks():
-        if stack.name == name:
-            return stack
-    raise CatalogError(f"no stack called {name!r} is in the catalog")
 
 
 def driver_for_ptx(isa: tuple[int, int], capability: Capability) -> Branch | None:

@@ -29,7 +29,7 @@ _WHEEL = re.compile(r"[A-Za-z0-9_.+!]+(?:-[A-Za-z0-9_.+!]+){4,5}\.whl")
 _MANYLINUX = re.compile(r"manylinux_(\d+)_(\d+)_x86_64")
 # The names manylinux tags had before they told the glibc version (PEP 600, "Legacy manylinux
 # tags").
-_LEGACY_MANYLINUX = {
+LEGACY_MANYLINUX = {
     "manylinux1_x86_64": (2, 5),
     "manylinux2010_x86_64": (2, 12),
     "manylinux2014_x86_64": (2, 17),
@@ -72,7 +72,7 @@ class LockedFile:
             if tag == "any":
                 return None
             match = _MANYLINUX.fullmatch(tag)
-            floor = (int(match[1]), int(match[2])) if match else _LEGACY_MANYLINUX.get(tag)
+            floor = (int(match[1]), int(match[2])) if match else LEGACY_MANYLINUX.get(tag)
             if floor is None:
                 raise LockError(f"{self.name}: {tag} is not a linux x86_64 platform tag")
             floors.append(floor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from legacy_cuda.cli import output
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
                 done += count
                 update(f"reading {target}"[:60], done, 0)
 
-            subjects.append(targets.load(target, arguments.python, arguments.rescan, scanned))
+            subjects += targets.load_all(target, arguments.python, arguments.rescan, scanned)
     good = True
     documents: list[dict[str, Any]] = []
     rows = [["", *(f"{gpu.name} ({gpu.capability})" for gpu in gpus)]]
@@ -77,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         texts: dict[str, list[str]] = {}
         owner = dict(subject.owners)
         for gpu in gpus:
-            verdict = audit.judge(subject.libraries, gpu.capability, subject.torch_cuda)
+            verdict = audit.without(
+                audit.judge(subject.libraries, gpu.capability, subject.torch_cuda), subject.absent
+            )
             newest = None
             if not verdict.good:
                 good = False
@@ -85,7 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
                     newest = evidence.newest_that_runs(subject.package, gpu.capability)
             row.append(_SHORT[verdict.outcome])
             verdicts.append(
-                {"gpu": gpu.name, **verdict_document(verdict, owner), "newest_that_runs": newest}
+                {
+                    "gpu": gpu.name,
+                    **verdict_document(verdict, owner),
+                    "summary": _summary(subject, verdict, owner),
+                    "newest_that_runs": newest,
+                }
             )
             text = _detail(subject, verdict, newest, owner, arguments.verbose)
             texts.setdefault(text, []).append(f"{gpu.name} ({gpu.capability})")
@@ -121,13 +129,19 @@ def _origin(subject: Any) -> str:
     return f" (sha256 {subject.sha256[:12]})" if subject.sha256 else ""
 
 
+def _summary(subject: Any, verdict: Any, owner: dict[str, str]) -> str:
+    from legacy_cuda import audit
+
+    if subject.kind == "folder" and not subject.libraries:
+        return "holds no device code, and no wheel lies directly in this folder"
+    return audit.describe(verdict, owner)
+
+
 def _detail(
     subject: Any, verdict: Any, newest: str | None, owner: dict[str, str], verbose: bool
 ) -> str:
-    from legacy_cuda import audit
-
     style = _STYLE.get(_SHORT[verdict.outcome], ())
-    text = audit.describe(verdict)
+    text = _summary(subject, verdict, owner)
     lines = [output.paint(text, *style) if style else text]
     if newest:
         lines.append(f"    newest known version that runs there: {subject.package}=={newest}")
@@ -142,6 +156,15 @@ def _detail(
             role = "" if item.role == "core" else f" ({item.role})"
             lines.append(
                 f"    {item.state:<8} {item.sass} of {item.containers} containers{jit}  "
-                f"{item.path}{came}{role}"
+                f"{_shown(item.path, subject)}{came}{role}"
             )
     return "\n".join(lines)
+
+
+def _shown(path: str, subject: Any) -> str:
+    """The path of a library as it is shown: below the folder that was named."""
+    if subject.kind == "library":
+        return str(subject.name)
+    if subject.kind == "folder":
+        return path.removeprefix(f"{Path(subject.name).absolute()}/")
+    return path

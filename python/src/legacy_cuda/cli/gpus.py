@@ -56,7 +56,18 @@ def run(arguments: argparse.Namespace) -> int:
         output.document("gpus", {"gpus": [_document(gpu) for gpu in chosen]})
         return 0
     rows: list[list[str]] = [
-        ["name", "product", "capability", "memory", "GB/s", "W", "fp16:fp32", "dp4a", "PCI id"]
+        [
+            "name",
+            "product",
+            "capability",
+            "memory",
+            "GB/s",
+            "W",
+            "cooling",
+            "fp16:fp32",
+            "dp4a",
+            "PCI id",
+        ]
     ]
     for gpu in chosen:
         facts = gpu.facts
@@ -69,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{dies}{gpu.memory_mib} MiB",
                 f"{gpu.bandwidth_gb_s:.0f}" if gpu.bandwidth_gb_s else "",
                 str(gpu.tdp_w or ""),
+                gpu.cooling or "",
                 facts.fp16_fp32_ratio or "",
                 "yes" if facts.dp4a else "no",
                 gpu.pci_ids[0],

@@ -140,10 +140,23 @@ def read_gpus(names: Sequence[str]) -> list[Gpu]:
         try:
             found += [catalog.find_gpu(one)] * count
         except CatalogError as problem:
-            raise unknown(problem, "legacy-cuda gpus lists all of them") from problem
+            raise unknown(problem, _how_to_name(names)) from problem
     if not found:
         raise UserError("no GPU was named", next_step="name one, for example p40")
     return found
+
+
+def _how_to_name(names: Sequence[str]) -> str:
+    together = " ".join(names)
+    if len(names) > 1:
+        try:
+            return (
+                f"for one card put its name in quotes: '{together}', or write "
+                f"{catalog.find_gpu(together).name}"
+            )
+        except CatalogError:
+            pass
+    return "legacy-cuda gpus lists all of them"
 
 
 def read_engine(name: str) -> Engine:

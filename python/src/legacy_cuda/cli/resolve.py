@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from legacy_cuda import hardware
-from legacy_cuda.catalog import Gpu
+from legacy_cuda.catalog import Gpu, dotted
 from legacy_cuda.cli import output
 from legacy_cuda.resolve import Refusal, Stack, resolve
 
@@ -82,9 +82,9 @@ def document(answer: Stack | Refusal) -> dict[str, Any]:
             "latest": branch.latest,
             "module": answer.driver.flavour,
         },
-        "cuda": _dotted(answer.facts.cuda),
+        "cuda": dotted(answer.facts.cuda),
         "toolkit": {
-            "version": _dotted(answer.toolkit.version),
+            "version": dotted(answer.toolkit.version),
             "gcc_max": answer.toolkit.gcc_max,
             "glibc_below": answer.toolkit.glibc_below,
         },
@@ -95,10 +95,6 @@ def document(answer: Stack | Refusal) -> dict[str, Any]:
         ],
         "notes": list(answer.notes),
     }
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"
 
 
 def show(answer: Stack | Refusal) -> None:

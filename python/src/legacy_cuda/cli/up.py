@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def add(subparsers: Any) -> None:
         help="make the environment for these GPUs and prove it",
         description="Make the environment for these GPUs from its lock: every wheel by sha256, "
         "every library audited, torch imported. Run it again at any time: it goes on where it "
-        "stopped, and does nothing where nothing is to be done.",
+        "stopped, and does nothing where nothing is to be done. An environment of another stack, "
+        "lock or Python is replaced with --recreate only.",
         epilog="examples:\n"
         "  legacy-cuda up p40\n"
         "  legacy-cuda up k80 --python 3.10 --path ~/envs/k80\n"
@@ -54,31 +56,32 @@ def run(arguments: argparse.Namespace) -> int:
             earlier = before["python"]
             if earlier != plan.python and earlier in plan.lock.pythons:
                 plan = environment.plan(answer, earlier, arguments.path)
-        if before is not None and not environment.matches(before, plan):
-            before = None
-        if before is not None and environment.fingerprint(plan.target) == before["fingerprint"]:
-            return _report(before, plan, arguments.json, "unchanged since it was made")
         if before is not None:
-            if not arguments.json:
-                print("the environment has changed since it was made: looking at it again")
+            environment.keep(before, plan)
+            why = environment.stale(before, plan)
+            if not why:
+                return _report(before, plan, arguments.json, "unchanged since it was made")
+            print(f"{why}: looking at it again", file=sys.stderr)
             with output.progress() as update:
                 manifest = environment.refresh(plan, update)
             return _report(manifest, plan, arguments.json, "examined again")
-        if not arguments.json:
-            _announce(plan)
+        _announce(plan)
         with output.progress() as update:
             manifest = environment.make(plan, arguments.offline, update, arguments.recreate)
         return _report(manifest, plan, arguments.json, "made")
 
 
 def _announce(plan: Any) -> None:
+    """Say what it will cost before it does: on standard error, also where nobody watches."""
     facts = plan.stack.facts
-    print(f"{plan.stack.name}: {facts.title}")
     print(
-        f"  {len(plan.lock.packages)} packages for Python {plan.python}: download "
-        f"{output.gib(plan.download)} (less what is cached), on disk {output.gib(plan.unpacked)}"
+        f"{plan.stack.name}: {facts.title}, {len(plan.lock.packages)} packages for "
+        f"Python {plan.python}\n"
+        f"  download {output.gib(plan.download)} (less what is cached), "
+        f"on disk {output.gib(plan.unpacked)}, to {output.short(plan.target)}",
+        file=sys.stderr,
+        flush=True,
     )
-    print(f"  to {output.short(plan.target)}", flush=True)
 
 
 def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> int:
@@ -86,7 +89,9 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
 
     bad = [item for item in manifest["audit"] if item["outcome"] == "does-not-run"]
     torch, flags = manifest["torch"], manifest["arch_flags"]
-    failed_run = manifest["gpu_run"].startswith("failed") or "; failed" in manifest["gpu_run"]
+    failed_run = (
+        manifest["gpu_run"].startswith("failed on ") or "; failed on " in manifest["gpu_run"]
+    )
     good = not bad and flags["agree"] and "error" not in torch and not failed_run
     altered = manifest["altered"]
     good = good and not altered
@@ -110,7 +115,9 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
         agree = "as audited" if flags["agree"] else "NOT as audited"
         print(f"  torch      {torch['version']} (CUDA {torch['cuda']}) says it was built for")
         print(output.wrapped("", f"{' '.join(flags['said'])}: {agree}", 13))
-    run_style = "dim" if manifest["gpu_run"] == "not run" else "red" if failed_run else "green"
+    run_style = (
+        "dim" if manifest["gpu_run"].startswith("not run") else "red" if failed_run else "green"
+    )
     print(f"  on a GPU   {output.paint(manifest['gpu_run'], run_style)}")
     driver = manifest["driver"]
     print(

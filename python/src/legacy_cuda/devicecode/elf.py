@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from legacy_cuda.capability import Capability
+from legacy_cuda.capability import Capability, Variant
 from legacy_cuda.devicecode.errors import DeviceCodeError
 
 MAGIC = b"\x7fELF"
@@ -23,6 +23,9 @@ _MAX_SECTION_TABLE = 1 << 24
 _MAX_NAME = 256  # longer names (of C++ functions' own sections) are cut
 _CUBIN_ABI_NEW = 0x41  # e_ident[EI_OSABI] from CUDA 13 on: capability in bits 8-15 of e_flags
 _CUBIN_ABI_OLD = 0x33  # before: in bits 0-7
+_VARIANT_A_NEW = 0x8
+_VARIANT_A_OLD = 0x800
+_FIRST_WITH_VARIANTS = Capability(9, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,20 @@ def cubin_capability(header: Header) -> Capability:
     if not 10 <= number <= 255:
         raise DeviceCodeError(f"cubin claims the impossible capability number {number}")
     return Capability.from_number(number)
+
+
+def cubin_variant(header: Header) -> Variant:
+    """``a`` for a cubin of an ``a`` variant, as far as its header tells.
+
+    It does not for ``f`` variants, nor for sm_90a in the new ABI: their flags are those of plain
+    targets. (In a container the entry's header says what its cubin is, and that is what counts.)
+
+    Raises:
+        DeviceCodeError: the file is no cubin, or of an unknown ABI.
+    """
+    capability = cubin_capability(header)
+    bit = _VARIANT_A_NEW if header.osabi == _CUBIN_ABI_NEW else _VARIANT_A_OLD
+    return "a" if capability >= _FIRST_WITH_VARIANTS and header.flags & bit else ""
 
 
 def check_complete(header: Header, size: int) -> None:

@@ -146,7 +146,7 @@ def _bare(kind: Format, head: bytes, size: int) -> tuple[Placed, ...]:
         header = elf.parse_header(head)
         elf.check_complete(header, size)
         capability = elf.cubin_capability(header)
-        return _single(Entry("cubin", capability, "", 0, size))
+        return _single(Entry("cubin", capability, elf.cubin_variant(header), 0, size))
     module = ptx.parse_header(head)
     target = module.target
     return _single(Entry("ptx", target.capability, target.variant, 0, size, ptx_isa=module.isa))
