@@ -66,6 +66,7 @@ HEADER = (
 INPUT_KEYS = ("schema", "name", "note", "roots", "exclude_newer", "pythons")
 SETTINGS_THAT_ADD_SOURCES = (
     *fetch.SETTINGS_THAT_REDIRECT,
+    "UV_CONFIG_FILE",
     "UV_EXTRA_INDEX_URL",
     "UV_FIND_LINKS",
     "UV_INDEX",

@@ -479,7 +479,7 @@ def test_bombs_take_no_memory() -> None:
 
 
 def test_a_magic_that_begins_inside_a_container_is_not_another_one() -> None:
-    """Found by fuzzing: a piece that ends with the container and with the first bytes of a magic."""
+    """Found by fuzzing: a piece ends with the container, and with the first bytes of a magic."""
     start = container(entry(payload=b"\xaa" * 64))[:8]
     inside = container(entry(payload=b"\xaa" * 62 + start[:2]))
     data = inside + start[2:] + container(entry())[8:] + bytes(100)

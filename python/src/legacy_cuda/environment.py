@@ -729,7 +729,7 @@ def verdict_document(verdict: audit.Verdict, owner: dict[str, str] | None = None
     return {
         "capability": str(verdict.capability),
         "outcome": verdict.outcome,
-        "summary": audit.describe(verdict),
+        "summary": audit.describe(verdict, names),
         "driver": verdict.driver,
         "lost": list(verdict.lost),
         "missing": list(verdict.missing),

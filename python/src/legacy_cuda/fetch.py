@@ -28,7 +28,6 @@ else:
     import tomli as tomllib
 
 SETTINGS_THAT_REDIRECT = (
-    "UV_CONFIG_FILE",
     "UV_CONSTRAINT",
     "UV_EXCLUDE_NEWER",
     "UV_OVERRIDE",

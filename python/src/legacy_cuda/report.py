@@ -73,7 +73,7 @@ def html(manifest: dict[str, Any]) -> str:
         f'<p class="lead">{escape(manifest["stack"])} stack, '
         f"made {escape(manifest['created'])} by legacy-cuda {escape(manifest['tool'])}</p>",
         *(_verdict(item) for item in manifest["audit"]),
-        _altered(manifest["altered"]),
+        _altered(manifest.get("altered", [])),
         f"<pre>. {escape(shlex.quote(manifest['path'] + '/activate'))}</pre>",
         _tags(manifest),
         "<h2>Coverage</h2>",
