@@ -173,7 +173,7 @@ def test_the_url_is_looked_up_where_it_is_not_known(index: tiny.Index) -> None:
 
 def test_another_file_on_the_index_than_was_pinned(index: tiny.Index) -> None:
     wanted = Remote("big", "1.0", index.wheels[0].name, "1" * 64)
-    with pytest.raises(SurroundingsError, match="than is pinned"):
+    with pytest.raises(SurroundingsError, match="that is pinned"):
         fetch.download(wanted, tiny.PYTHON)
 
 

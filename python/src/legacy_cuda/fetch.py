@@ -227,15 +227,16 @@ def _url_of(remote: Remote, python: str) -> str:
     tag = remote.file.split("-")[-3]
     if tag.startswith("cp3") and not remote.file.split("-")[-2].startswith("abi"):
         python = f"3.{tag[3:]}"
-    found = find_wheel(remote.package, remote.version, python)
-    if found.sha256 != remote.sha256:
-        raise SurroundingsError(
-            f"the index has another {remote.package} {remote.version} than is pinned",
-            f"expected {remote.file} with sha256 {remote.sha256}, "
-            f"found {found.file} with {found.sha256}",
-            "a mirror may be out of date; if PyPI itself changed, please report it",
-        )
-    return found.url
+    pin = f"{remote.package}=={remote.version}"
+    for package in compile_pylock([pin], python, options=["--no-deps"]):
+        for wheel in package.get("wheels", []):
+            if wheel["hashes"]["sha256"] == remote.sha256:
+                return str(wheel["url"])
+    raise SurroundingsError(
+        f"the index does not have the {remote.package} {remote.version} that is pinned",
+        f"no file with sha256 {remote.sha256} ({remote.file})",
+        "a mirror may be out of date; if PyPI itself changed, please report it",
+    )
 
 
 @contextlib.contextmanager
