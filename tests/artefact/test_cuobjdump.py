@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from wheels import Library, WheelUnavailable, extract, obtain, read_list
+
 from legacy_cuda.devicecode import (
     DeviceCodeError,
     Entry,
@@ -28,7 +30,6 @@ from legacy_cuda.devicecode import (
     scan_file,
     scan_wheel,
 )
-from wheels import Library, WheelUnavailable, extract, obtain, read_list
 
 WHEELS, LIBRARIES = read_list()
 READERS = {

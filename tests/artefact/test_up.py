@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from legacy_cuda import environment, evidence
 from legacy_cuda.catalog import find_gpu
 from legacy_cuda.catalog.locks import load_lock
