@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -27,11 +26,7 @@ def big(size: int = 5 * MIB) -> tiny.Wheel:
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tiny.Index]:
     with tiny.serve([big()]) as served:
-        for name in os.environ:
-            if name.startswith("UV_") or name.lower().endswith("_proxy"):
-                monkeypatch.delenv(name)
-        for name, value in tiny.clean_variables(tmp_path, served).items():
-            monkeypatch.setenv(name, value)
+        tiny.use(served, tmp_path, monkeypatch)
         yield served
 
 

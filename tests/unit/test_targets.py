@@ -20,11 +20,7 @@ PASCAL = Capability(6, 1)
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tiny.Index]:
     with tiny.serve([tiny.make_torch()]) as served:
-        for name in os.environ:
-            if name.startswith("UV_") or name.lower().endswith("_proxy"):
-                monkeypatch.delenv(name)
-        for name, value in tiny.clean_variables(tmp_path, served).items():
-            monkeypatch.setenv(name, value)
+        tiny.use(served, tmp_path, monkeypatch)
         yield served
 
 

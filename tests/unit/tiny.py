@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import pytest
 
 LOCK = "torch-2.7.1"  # the lock that the p40's stack names
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -280,6 +281,15 @@ def clean_variables(home: Path, index: Index | None = None) -> dict[str, str]:
         "UV_DEFAULT_INDEX": index.simple if index is not None else "http://127.0.0.1:9/simple/",
     }
     return {**kept, **own}
+
+
+def use(index: Index, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process, and what it starts, know only that index and that home."""
+    for name in os.environ:
+        if name.startswith("UV_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in clean_variables(home, index).items():
+        monkeypatch.setenv(name, value)
 
 
 def command(locks: Path | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability, Target
@@ -117,6 +117,15 @@ def summarise(files: Iterable[FileCode]) -> tuple[Library, ...]:
         )
         libraries.append(Library(file.path, file.size, file.format, groups))
     return tuple(sorted(libraries, key=lambda library: library.path))
+
+
+def read_groups(rows: Iterable[Mapping[str, Any]]) -> tuple[Group, ...]:
+    """Groups out of JSON, as evidence and manifests keep them.
+
+    Raises:
+        KeyError, TypeError: the rows are not of that form.
+    """
+    return tuple(Group(row["count"], row["linkage"], tuple(row["code"])) for row in rows)
 
 
 def label_order(label: str) -> tuple[str, int, str]:

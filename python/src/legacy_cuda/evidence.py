@@ -62,10 +62,7 @@ def parse(text: str) -> Evidence:
                     library["path"],
                     library["size"],
                     library["format"],
-                    tuple(
-                        audit.Group(group["count"], group["linkage"], tuple(group["code"]))
-                        for group in library["groups"]
-                    ),
+                    audit.read_groups(library["groups"]),
                 )
                 for library in data["libraries"]
             ),

@@ -176,15 +176,7 @@ def _libraries(item: dict[str, Any]) -> str:
 def _picture(manifest: dict[str, Any], marked: list[Capability]) -> str:
     """Libraries x capabilities: how much of each cell is served by SASS and by PTX."""
     libraries = [
-        audit.Library(
-            item["path"],
-            item["size"],
-            "shared",
-            tuple(
-                audit.Group(group["count"], group["linkage"], tuple(group["code"]))
-                for group in item["groups"]
-            ),
-        )
+        audit.Library(item["path"], item["size"], "shared", audit.read_groups(item["groups"]))
         for item in manifest["libraries"]
     ]
     shown = [

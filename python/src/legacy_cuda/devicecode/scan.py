@@ -31,7 +31,6 @@ _TAIL = 1 << 20  # kept of a streamed ELF file, for the section names that stand
 _KEPT = 1 << 24  # and from the section table on: room for 100,000 sections and their names
 _AR_MAGIC = b"!<arch>\n"
 _RELOCATABLE_SECTION = "__nv_relfatbin"
-_FATBIN_SECTION = ".nv_fatbin"
 
 _T = TypeVar("_T")
 
