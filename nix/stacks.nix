@@ -129,6 +129,8 @@ let
           toolkit
           pythons
           ;
+        # Packages of the lock that the Python tool installs with our patches.
+        patched = stack.patched or [ ];
         gccMax = catalog.toolkits.${stack.toolkit}.gcc_max;
         driver = {
           inherit (driver.branch) branch latest;

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from legacy_cuda import environment, evidence
+from legacy_cuda import environment, evidence, fetch
 from legacy_cuda.catalog import find_gpu
 from legacy_cuda.catalog.locks import load_lock
 
@@ -103,9 +103,25 @@ def test_its_libraries_are_those_of_the_evidence(made: Made) -> None:
 
 
 def test_every_file_is_that_of_its_wheel(made: Made) -> None:
-    lock = load_lock(made.document["lock"]["name"])
     (site,) = made.target.glob("lib/python3*/site-packages")
-    assert environment.altered(site, lock) == []
+    versions = made.document["packages"]
+    lock = load_lock(made.document["lock"]["name"])
+    published = {name: version.partition("+")[0] for name, version in versions.items()}
+    assert published == {package.name: package.version for package in lock.packages}
+    assert environment.altered(site, versions) == []
+
+
+def test_dependencies_are_satisfied_and_patched_wheels_are_as_recorded(made: Made) -> None:
+    python = made.target / "bin" / "python"
+    for command in (
+        [fetch.uv_binary(), "pip", "check", "--python", python],
+        [python, "-m", "pip", "check"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for item in made.document["patched"]:
+        assert item["checked"], item["package"]
+        assert made.document["packages"][item["package"]] == item["version"]
 
 
 def test_a_second_run_does_nothing_quickly(made: Made) -> None:
@@ -130,7 +146,7 @@ def test_torch_works_on_the_cpu(made: Made) -> None:
         check=False,
     )
     number = str(find_gpu(made.gpu).capability).replace(".", "")
-    version = made.document["packages"]["torch"]
+    version = made.document["packages"]["torch"].partition("+")[0]
     assert done.stdout == f"{version} [[5.0, 14.0], [14.0, 50.0]] {number}\n", done.stderr
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]  # for `targets` and `builders`
 
-NAMES = ("elf", "fatbin", "zip", "ptx")
+NAMES = ("elf", "fatbin", "zip", "ptx", "legalize")
 TIMEOUT = 5  # seconds an input may take
 MEMORY = 1024  # MiB
 
@@ -27,7 +27,8 @@ def child(name: str, arguments: list[str]) -> None:
     """Run libFuzzer in this process, which it ends."""
     import atheris
 
-    with atheris.instrument_imports(include=["legacy_cuda.devicecode", "legacy_cuda.capability"]):
+    rooms = ["legacy_cuda.devicecode", "legacy_cuda.capability", "legacy_cuda.triton_backend"]
+    with atheris.instrument_imports(include=rooms):
         import targets
 
     atheris.Setup([sys.argv[0], *arguments], targets.TARGETS[name].run)

@@ -1,6 +1,6 @@
 """What is fuzzed: one function per reader, its seeds, and what must hold for every input.
 
-Everywhere, only `DeviceCodeError` may escape.
+Everywhere, only `DeviceCodeError` may escape; out of the legaliser, only `LegalizeError`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import builders
+import ptx_examples
 
 from legacy_cuda.devicecode import (
     Container,
@@ -27,6 +28,7 @@ from legacy_cuda.devicecode import (
 )
 from legacy_cuda.devicecode.archive import WheelReader
 from legacy_cuda.devicecode.fatbin import payload
+from legacy_cuda.triton_backend.legalize import LegalizeError, legalize
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="legacy-cuda-fuzz-")
 
@@ -151,6 +153,22 @@ def fuzz_ptx(data: bytes) -> None:
     assert ptx.parse_header(b"// comment\n/* another */\n" + data[: ptx.HEAD - 25]) == header
 
 
+def fuzz_legalize(data: bytes) -> None:
+    """PTX for each legacy capability: twice is once, and nothing happens from 7.0 on.
+
+    The first byte says which capability.
+    """
+    targets = ((3, 5), (3, 7), (5, 2), (5, 3), (6, 0), (6, 1))
+    capability = targets[data[0] % len(targets)] if data else targets[0]
+    text = data[1:].decode("utf-8", "replace")
+    assert legalize(text, (7, 0)) == text
+    try:
+        legal = legalize(text, capability, (7, 8))
+    except LegalizeError:
+        return
+    assert legalize(legal, capability, (7, 8)) == legal, "twice is not once"
+
+
 def _deflated(data: bytes) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     return packer.compress(data) + packer.flush()
@@ -223,6 +241,14 @@ def _ptx() -> list[bytes]:
     ]
 
 
+def _legalizable() -> list[bytes]:
+    statements = [text for row in ptx_examples.EXAMPLES.values() for text in row]
+    return [
+        bytes([number % 6]) + f"@%p1 {text} // x\nL{number}: ret;".encode()
+        for number, text in enumerate([*statements, *ptx_examples.REFUSED])
+    ] + [b"\5" + ptx_examples.module(ptx_examples.kernel("k", statements[0])).encode()]
+
+
 @dataclass(frozen=True)
 class Target:
     """A function to fuzz and the inputs to begin with."""
@@ -241,4 +267,9 @@ TARGETS = {
     ),
     "zip": Target(fuzz_zip, _zips, (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")),
     "ptx": Target(fuzz_ptx, _ptx, (b".version ", b".target ", b"sm_", b"//", b"/*", b"*/")),
+    "legalize": Target(
+        fuzz_legalize,
+        _legalizable,
+        (b"@%p1 ", b"[%rd1+", b".L1::", b".acq_rel", b".bf16x2", b".f16", b"{%r1, ", b"cvt.rn."),
+    ),
 }

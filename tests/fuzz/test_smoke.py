@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx"])
+@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize"])
 def test_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(HERE.parent / "unit")
     monkeypatch.syspath_prepend(HERE)
@@ -32,7 +32,7 @@ def test_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra `dev`)"
 )
-@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx"])
+@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize"])
 def test_fuzz(name: str, tmp_path: Path) -> None:
     seconds = os.environ.get("LEGACY_CUDA_FUZZ_SECONDS", "5")
     command = [sys.executable, str(HERE), name, "--seconds", seconds]

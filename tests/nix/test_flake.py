@@ -133,6 +133,7 @@ def answer(gpus: tuple[Gpu, ...], engine: str) -> dict[str, Any]:
         "cuda": "{}.{}".format(*found.facts.cuda),
         "toolkit": "{}.{}".format(*found.toolkit.version),
         "pythons": list(found.facts.pythons),
+        "patched": list(found.facts.patched),
         "gccMax": found.toolkit.gcc_max,
         "driver": {
             "branch": branch.branch,

@@ -266,53 +266,65 @@ def _signed(bits: int) -> int:
     return bits - (1 << 32) if bits >> 31 else bits
 
 
-def _decode(code: int) -> float:
-    """E4M3 by its definition."""
-    sign, exponent, mantissa = -1.0 if code >> 7 else 1.0, code >> 3 & 15, code & 7
-    if exponent == 15 and mantissa == 7:
-        return math.nan
-    if exponent == 0:
-        return sign * mantissa * 2.0**-9
-    return float(sign * (8 + mantissa) * Fraction(2) ** (exponent - 10))
+FORMATS = pytest.mark.parametrize("kind", [fp8.E4M3, fp8.E5M2], ids=["e4m3", "e5m2"])
 
 
-def _nearest(value: float) -> int:
-    """The E4M3 code nearest to a value, ties to the even code, saturating, by looking at all."""
+def _decode(code: int, kind: fp8.Format) -> float:
+    """A code by the definition of its format."""
+    sign, magnitude = -1.0 if code >> 7 else 1.0, code & 0x7F
+    exponent, mantissa = magnitude >> kind.mantissa, magnitude % (1 << kind.mantissa)
+    if magnitude > kind.largest:
+        return sign * math.inf if kind is fp8.E5M2 and mantissa == 0 else math.nan
+    if exponent:
+        mantissa += 1 << kind.mantissa
+    return float(sign * mantissa * Fraction(2) ** (max(exponent, 1) - kind.bias - kind.mantissa))
+
+
+def _nearest(value: float, kind: fp8.Format) -> int:
+    """The code nearest to a value, ties to the even code, saturating, by looking at all."""
     if math.isnan(value):
         return 0x7F
     sign = 0x80 if math.copysign(1, value) < 0 else 0
-    if abs(value) >= 448:
-        return sign | 0x7E
+    if abs(value) >= _decode(kind.largest, kind):
+        return sign | kind.largest
     exact = Fraction(abs(value))
-    code = min(range(0x7F), key=lambda c: (abs(Fraction(_decode(c)) - exact), c & 1))
+    codes = range(kind.largest + 1)
+    code = min(codes, key=lambda c: (abs(Fraction(_decode(c, kind)) - exact), c & 1))
     return sign | code
 
 
-def test_every_e4m3_value_is_widened_exactly() -> None:
+@FORMATS
+def test_every_fp8_value_is_widened_exactly(kind: fp8.Format) -> None:
     build = fp8._Build(_Machine(), [])
     for code in range(256):
-        expected, found = _decode(code), _single(build.widened(code))
+        expected, found = _decode(code, kind), _single(build.widened(code, kind))
         assert math.isnan(found) if math.isnan(expected) else found == expected
         if not math.isnan(expected):
             assert math.copysign(1, found) == math.copysign(1, expected)
 
 
-def test_every_e4m3_value_comes_back() -> None:
+@FORMATS
+def test_every_fp8_number_comes_back(kind: fp8.Format) -> None:
     build = fp8._Build(_Machine(), [])
-    for code in range(256):
-        back = build.narrowed(_bits(_decode(code)) if code & 0x7F != 0x7F else 0x7FC00000)
-        assert back == (code if code & 0x7F != 0x7F else 0x7F)
+    for code in range(kind.largest + 1):
+        for sign in (0, 0x80):
+            assert build.narrowed(_bits(_decode(sign | code, kind)), kind) == sign | code
+    assert build.narrowed(0x7FC00000, kind) == 0x7F
+    assert build.narrowed(0xFF800000, kind) == 0x80 | kind.largest
 
 
-@given(st.integers(0, (1 << 32) - 1) | st.floats(-500, 500, width=32).map(_bits))
-def test_fp32_is_rounded_to_the_nearest_e4m3(bits: int) -> None:
-    found = fp8._Build(_Machine(), []).narrowed(bits)
+@FORMATS
+@given(st.integers(0, (1 << 32) - 1) | st.floats(-70000, 70000, width=32).map(_bits))
+def test_fp32_is_rounded_to_the_nearest_fp8(kind: fp8.Format, bits: int) -> None:
+    found = fp8._Build(_Machine(), []).narrowed(bits, kind)
     value = _single(bits)
-    assert (found & 0x7F if math.isnan(value) else found) == _nearest(value)
+    assert (found & 0x7F if math.isnan(value) else found) == _nearest(value, kind)
 
 
-def test_ties_between_neighbours_go_to_the_even_one() -> None:
+@FORMATS
+def test_ties_between_neighbours_go_to_the_even_one(kind: fp8.Format) -> None:
     build = fp8._Build(_Machine(), [])
-    for code in range(0x7E):
-        middle = (_decode(code) + _decode(code + 1)) / 2
-        assert build.narrowed(_bits(middle)) == (code if code % 2 == 0 else code + 1)
+    for code in range(kind.largest):
+        middle = (_decode(code, kind) + _decode(code + 1, kind)) / 2
+        even = code if code % 2 == 0 else code + 1
+        assert build.narrowed(_bits(middle), kind) == even

@@ -7,6 +7,7 @@ packages without any. So the whole of ``legacy-cuda up`` runs, through the real 
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import os
@@ -60,20 +61,29 @@ class Wheel:
 
 
 def make_wheel(
-    package: str, version: str, members: dict[str, bytes], tag: str = "py3-none-any"
+    package: str,
+    version: str,
+    members: dict[str, bytes],
+    tag: str = "py3-none-any",
+    requires: str = "",
 ) -> Wheel:
     """A wheel that installers take: these members, METADATA, WHEEL and RECORD."""
     info = f"{package}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}"
+    if requires:
+        metadata += f"\nRequires-Dist: {requires}"
     every = {
         **members,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}".encode(),
+        f"{info}/METADATA": metadata.encode(),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
     }
-    rows = []
+    rows = io.StringIO()
+    record = csv.writer(rows, lineterminator="\n")
     for name, data in every.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        rows.append(f"{name},sha256={digest},{len(data)}\n")
-    every[f"{info}/RECORD"] = "".join([*rows, f"{info}/RECORD,,\n"]).encode()
+        record.writerow([name, f"sha256={digest}", len(data)])
+    record.writerow([f"{info}/RECORD", "", ""])
+    every[f"{info}/RECORD"] = rows.getvalue().encode()
     unpacked = sum(map(len, every.values()))
     name = f"{package}-{version}-{tag}.whl"
     out = io.BytesIO()
@@ -292,15 +302,23 @@ def use(index: Index, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def command(locks: Path | None = None) -> list[str]:
-    """The command line of legacy-cuda, with the locks of a folder in place of the catalog's."""
+def command(locks: Path | None = None, own: Path | None = None) -> list[str]:
+    """The command line of legacy-cuda, with the locks of a folder in place of the catalog's.
+
+    ``own`` is a folder with a whole catalog in ``data`` and patches in ``patches``.
+    """
     if locks is None:
         return [sys.executable, "-m", "legacy_cuda"]
     program = (
         "import sys, pathlib; from legacy_cuda.catalog import locks; "
         f"locks.LOCK_DIRECTORY = pathlib.Path({str(locks)!r}); "
-        "from legacy_cuda.cli import main; sys.exit(main())"
     )
+    if own is not None:
+        program += (
+            "import legacy_cuda.build.series as series; from legacy_cuda import catalog; "
+            f"series.PACKAGE = pathlib.Path({str(own)!r}); catalog.DATA = series.PACKAGE / 'data'; "
+        )
+    program += "from legacy_cuda.cli import main; sys.exit(main())"
     return [sys.executable, "-c", program]
 
 
@@ -311,6 +329,7 @@ class Box:
     home: Path
     index: Index
     locks: Path
+    own: Path | None = None
 
     @property
     def target(self) -> Path:
@@ -325,7 +344,7 @@ class Box:
     ) -> subprocess.CompletedProcess[str]:
         """Run legacy-cuda with the tiny lock."""
         return subprocess.run(
-            [*command(self.locks), *arguments],
+            [*command(self.locks, self.own), *arguments],
             env={**self.variables, **(variables or {})},
             capture_output=True,
             text=True,

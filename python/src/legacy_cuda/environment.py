@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from legacy_cuda import __version__, audit, paths, report
+from legacy_cuda.build import make as patched_wheels
+from legacy_cuda.build.make import Built
+from legacy_cuda.build.series import Series
 from legacy_cuda.catalog.locks import Lock, load_lock
+from legacy_cuda.catalog.patched import find_patched
 from legacy_cuda.devicecode import DeviceCodeError, scan_tree
 from legacy_cuda.devicecode.scan import walk
 from legacy_cuda.errors import SurroundingsError, UserError
@@ -64,7 +68,8 @@ _IMPORT_LIMIT = 600.0  # seconds for importing torch and a small matrix on every
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What ``up`` is going to do. Sizes in bytes; ``python`` a version, ``interpreter`` what to
-    give to uv: a path, or a version that uv is to download."""
+    give to uv: a path, or a version that uv is to download; ``patched`` the series of the packages
+    that are not installed as published."""
 
     stack: Stack
     lock: Lock
@@ -73,6 +78,13 @@ class Plan:
     target: Path
     download: int
     unpacked: int
+    patched: tuple[Series, ...] = ()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of every package as it is installed."""
+        published = {package.name: package.version for package in self.lock.packages}
+        return {**published, **{item.facts.package: item.facts.installed for item in self.patched}}
 
 
 def plan(stack: Stack, python: str | None = None, target: Path | None = None) -> Plan:
@@ -84,6 +96,7 @@ def plan(stack: Stack, python: str | None = None, target: Path | None = None) ->
     Raises:
         UserError: the lock has no wheels for the Python asked for, or the machine is none for
             which there are wheels.
+        SurroundingsError: this installation's patches cannot be read.
     """
     lock = load_lock(stack.facts.lock)
     _check_machine(lock)
@@ -97,7 +110,7 @@ def plan(stack: Stack, python: str | None = None, target: Path | None = None) ->
             )
         interpreter = _find_python(version) or version
     else:
-        version, interpreter = _choose_python(stack.facts.pythons)
+        version, interpreter = choose_python(stack.facts.pythons)
     place = target if target is not None else paths.environments_directory() / stack.name
     return Plan(
         stack=stack,
@@ -107,6 +120,10 @@ def plan(stack: Stack, python: str | None = None, target: Path | None = None) ->
         target=Path(os.path.realpath(place)),
         download=lock.download_bytes(version),
         unpacked=lock.unpacked_bytes(version),
+        patched=tuple(
+            patched_wheels.load_series(find_patched(name, lock.package(name).version))
+            for name in stack.facts.patched
+        ),
     )
 
 
@@ -132,7 +149,9 @@ def _check_machine(lock: Lock) -> None:
         )
 
 
-def _choose_python(pythons: tuple[str, ...]) -> tuple[str, str]:
+def choose_python(pythons: tuple[str, ...]) -> tuple[str, str]:
+    """A version of these and what to give to uv for it: the Python that runs this, else the first
+    that is on the machine, else the first."""
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     if running in pythons:
         return running, str(getattr(sys, "_base_executable", sys.executable))
@@ -196,13 +215,15 @@ def fingerprint(target: Path) -> str:
     return digest.hexdigest()
 
 
-def altered(site: Path, lock: Lock) -> list[str]:
-    """Files of the lock's packages that are not what their wheels' RECORDs say, and packages that
-    are not there in the lock's version. Every file is read. Paths count from site-packages."""
-    return sorted(name for _, name in _altered(site, lock))
+def altered(site: Path, versions: Mapping[str, str]) -> list[str]:
+    """Files of these packages that are not what their wheels' RECORDs say, and packages that are
+    not there in that version. Every file is read. Paths count from site-packages."""
+    return sorted(name for _, name in _altered(site, versions))
 
 
-def _altered(site: Path, lock: Lock, largest: int | None = None) -> list[tuple[str, str]]:
+def _altered(
+    site: Path, versions: Mapping[str, str], largest: int | None = None
+) -> list[tuple[str, str]]:
     """The same with the package of each; files of more than ``largest`` bytes are not read."""
     wrong: list[tuple[str, str]] = []
     todo: list[tuple[str, str, str]] = []
@@ -210,15 +231,15 @@ def _altered(site: Path, lock: Lock, largest: int | None = None) -> list[tuple[s
     for folder in site.glob("*.dist-info"):
         name, _, version = folder.name.removesuffix(".dist-info").rpartition("-")
         installed[re.sub(r"[-_.]+", "-", name).lower()] = (version, folder / "RECORD")
-    for package in lock.packages:
-        version, record = installed.get(package.name, ("", site))
-        if version != package.version or not record.is_file():
-            wrong.append((package.name, f"{package.name} {package.version}"))
+    for package, expected in versions.items():
+        version, record = installed.get(package, ("", site))
+        if version != expected or not record.is_file():
+            wrong.append((package, f"{package} {expected}"))
             continue
         with record.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3]
         todo += [
-            (package.name, name, digest)
+            (package, name, digest)
             for name, digest, size in rows
             if digest.startswith("sha256=") and (largest is None or int(size or 0) <= largest)
         ]
@@ -259,12 +280,29 @@ def differences(manifest: dict[str, Any], plan: Plan) -> list[str]:
         found.append(f"it was made from the lock {manifest['lock']['name']}, not {plan.lock.name}")
     elif manifest["lock"]["digest"] != plan.lock.digest:
         found.append(f"the lock {plan.lock.name} has changed since it was made")
+    else:
+        found += _patched_differently(manifest, plan)
     if manifest["python"] != plan.python:
         found.append(f"it has Python {manifest['python']}, not {plan.python}")
     python = plan.target / "bin" / "python"
     if not python.exists():
         where = f"{python} leads to {python.readlink()}" if python.is_symlink() else str(python)
         found.append(f"its Python is gone: {where}, which is not there")
+    return found
+
+
+def _patched_differently(manifest: dict[str, Any], plan: Plan) -> list[str]:
+    """How the patches in an environment differ from those the plan would apply."""
+    was = {item["package"]: item for item in manifest.get("patched", [])}
+    wanted = {item.facts.package: item for item in plan.patched}
+    found = []
+    for package in dict.fromkeys([*was, *wanted]):
+        if package not in wanted:
+            found.append(f"its {package} {was[package]['version']} is patched, and is not now")
+        elif package not in was:
+            found.append(f"its {package} is as published, and is patched now")
+        elif was[package]["series"] != wanted[package].digest:
+            found.append(f"the patches of its {package} {was[package]['version']} have changed")
     return found
 
 
@@ -376,8 +414,17 @@ def make(
             offline,
             lambda done: None,
         )
+        wheels = [
+            patched_wheels.cached(
+                series, series.facts.wheel(plan.python), offline, verify=verify, progress=tell
+            )
+            for series in plan.patched
+        ]
         requirements = building / "requirements.txt"
-        requirements.write_text(plan.lock.requirements(plan.python), encoding="utf-8")
+        instead = {wheel.series.facts.package: _requirement(wheel) for wheel in wheels}
+        requirements.write_text(
+            plan.lock.requirements(plan.python, instead=instead), encoding="utf-8"
+        )
         _uv(
             [
                 *("pip", "sync", "--require-hashes", "--only-binary", ":all:"),
@@ -387,10 +434,11 @@ def make(
             offline,
             lambda done: tell("installing", done, plan.unpacked),
         )
-        wrong = _altered(_site_packages(building), plan.lock, None if verify else _SMALL)
+        wrong = _altered(_site_packages(building), plan.versions, None if verify else _SMALL)
         if wrong:
             raise _damaged_cache(wrong)
         manifest = _examine(plan, building, tell)
+        manifest["patched"] = [wheel.document() for wheel in wheels]
         manifest["seconds"] = round(time.monotonic() - started, 2)
         _write_reports(building, manifest, plan.stack)
         _swap(building, plan.target)
@@ -403,8 +451,15 @@ def make(
     return manifest
 
 
-def refresh(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
+def _requirement(wheel: Built) -> str:
+    """The line that has uv install just this file."""
+    return f"{wheel.series.facts.package} @ {wheel.path.as_uri()} --hash=sha256:{wheel.sha256}"
+
+
+def refresh(before: dict[str, Any], plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
     """Examine an environment in its place again, after something in it has changed.
+
+    ``before`` is its manifest, which says how its patched wheels were made.
 
     Raises:
         SurroundingsError: a file in it is corrupt or cannot be read.
@@ -413,7 +468,8 @@ def refresh(plan: Plan, progress: Progress | None = None) -> dict[str, Any]:
     tell = progress or (lambda what, done, total: None)
     try:
         manifest = _examine(plan, plan.target, tell)
-        manifest["altered"] = altered(_site_packages(plan.target), plan.lock)
+        manifest["patched"] = before.get("patched", [])
+        manifest["altered"] = altered(_site_packages(plan.target), plan.versions)
         manifest["seconds"] = round(time.monotonic() - started, 2)
         _write_reports(plan.target, manifest, plan.stack)
     except OSError as error:
@@ -446,13 +502,29 @@ def _exchange(one: Path, other: Path) -> bool:
 def _check_space(plan: Plan) -> None:
     """Refuse early where the disk cannot hold it: uv's cache and the environment share the bytes
     when they are on one file system, else each needs all of them. What the cache holds already
-    counts as if it were this stack's, so that no run is refused that could succeed."""
+    counts as if it were this stack's, so that no run is refused that could succeed. Patched wheels
+    and what they are made from are kept in our own cache, which is filled first."""
     cache = _uv_cache()
     needed = int(plan.unpacked * _SPARE)
     own = plan.target.parent
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    existing = _existing(cache)
+    ours = _existing(paths.cache_directory())
+    stored = sum(
+        patched_wheels.to_store(series, series.facts.wheel(plan.python)) for series in plan.patched
+    )
+
+    def free(place: Path) -> int:
+        same = place.stat().st_dev == ours.stat().st_dev
+        return shutil.disk_usage(place).free - (stored if same else 0)
+
+    if free(ours) < 0:
+        raise SurroundingsError(
+            f"not enough room for patched wheels on {ours}",
+            f"needs {_gib(stored)}, {_gib(stored + free(ours))} are free",
+            "free space, or set LEGACY_CUDA_CACHE to another folder",
+        )
     shared = existing.stat().st_dev == own.stat().st_dev
-    if min(shutil.disk_usage(place).free for place in (own, existing)) >= needed:
+    if min(free(place) for place in (own, existing)) >= needed:
         return
     held = _size(cache / "archive-v0", plan.unpacked // 2)
     fresh = held < plan.unpacked // 2
@@ -463,13 +535,17 @@ def _check_space(plan: Plan) -> None:
         what = "the environment" if shared else "uv's cache"
         places.append((what, own if shared else existing, needed - held))
     for what, place, size in places:
-        free = shutil.disk_usage(place).free
-        if free < size:
+        if free(place) < size:
             raise SurroundingsError(
                 f"not enough room for {what} on {place}",
-                f"needs {_gib(size)}, {_gib(free)} are free",
+                f"needs {_gib(size)}, {_gib(max(0, free(place)))} are free",
                 "free space, choose another disk with --path, or set UV_CACHE_DIR",
             )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _uv_cache() -> Path:
@@ -702,7 +778,8 @@ def _manifest(
         ],
         "notes": list(stack.notes),
         "altered": [],
-        "packages": {package.name: package.version for package in plan.lock.packages},
+        "packages": plan.versions,
+        "patched": [],
         "audit": [verdict_document(verdict, owner) for verdict in verdicts],
         "libraries": [
             {

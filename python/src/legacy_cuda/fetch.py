@@ -209,7 +209,7 @@ def download(remote: Remote, python: str = "3.11", progress: Progress | None = N
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(".lock")):
+        with locked(target.with_name(".lock")):
             if not target.is_file():
                 url = remote.url or _url_of(remote, python)
                 _download(url, remote, target, progress or (lambda done, total: None))
@@ -240,7 +240,8 @@ def _url_of(remote: Remote, python: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that a file stands for; the file stays. Waits for whoever holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

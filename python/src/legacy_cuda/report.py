@@ -92,6 +92,7 @@ def html(manifest: dict[str, Any]) -> str:
         f"{escape(manifest['lock']['name'])}</summary>",
         _table(("package", "version"), list(manifest["packages"].items())),
         "</details>",
+        *_patched(manifest.get("patched", [])),
         f"<footer>Environment {escape(manifest['path'])}, Python {escape(manifest['python'])}. "
         "A container is one fat binary; containers without a kernel and link-time code are not "
         "counted. Audited means that the device code was read, not that it was run.</footer>",
@@ -118,6 +119,35 @@ def _notes(notes: list[str]) -> str:
         return ""
     rows = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f"<h2>Good to know</h2><ul>{rows}</ul>"
+
+
+def _patched(items: list[dict[str, Any]]) -> list[str]:
+    """What was patched, by which patch and why."""
+    if not items:
+        return []
+    parts = ["<h2>Patched packages</h2>"]
+    for item in items:
+        source, modules = item["source"], len(item["modules"])
+        more = f", {modules} modules of legacy-cuda copied in" if modules else ""
+        checked = "" if item["checked"] else " (not compared with a recorded result)"
+        parts += [
+            f"<h3>{escape(item['package'])} {escape(item['version'])}</h3>",
+            f'<p class="legend">Made from {escape(source["file"])} (sha256 {source["sha256"]})'
+            f"{more}; sha256 of the result {item['sha256']}{checked}.</p>",
+            _table(
+                ("patch", "for capability", "why", "origin"),
+                [
+                    (
+                        patch["name"],
+                        ", ".join(patch["capabilities"]),
+                        patch["why"],
+                        patch["origin"],
+                    )
+                    for patch in item["patches"]
+                ],
+            ),
+        ]
+    return parts
 
 
 def _altered(names: list[str]) -> str:

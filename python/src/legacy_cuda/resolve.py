@@ -326,6 +326,12 @@ def _reasons(
         f"host compiler gcc {toolkit.gcc_max} or older"
         + (f", glibc older than {toolkit.glibc_below}" if toolkit.glibc_below else ""),
     )
+    if facts.patched:
+        yield Reason(
+            "patched",
+            ", ".join(facts.patched),
+            "the published wheels with our patches, rebuilt on this machine in seconds",
+        )
     yield Reason(
         "Python",
         ", ".join(sorted(facts.pythons, key=catalog.version_tuple)),

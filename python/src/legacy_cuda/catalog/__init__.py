@@ -164,7 +164,10 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class StackFacts:
-    """A stack as the catalog has it: its lock, its CUDA, the capabilities it was shown to cover."""
+    """A stack as the catalog has it: its lock, its CUDA, the capabilities it was shown to cover.
+
+    ``patched`` names the packages of the lock that are installed with our patches.
+    """
 
     name: str
     title: str
@@ -177,6 +180,7 @@ class StackFacts:
     jit_driver: tuple[tuple[Capability, str], ...]
     torch_compile_min: Capability
     pythons: tuple[str, ...]
+    patched: tuple[str, ...] = ()
 
     def jit_branch(self, capability: Capability) -> str | None:
         """The oldest driver branch that compiles the PTX this capability needs, if it needs any."""
@@ -364,6 +368,7 @@ def stacks() -> tuple[StackFacts, ...]:
             ),
             torch_compile_min=Capability.parse(row["torch_compile_min"]),
             pythons=tuple(row["pythons"]),
+            patched=tuple(row.get("patched", [])),
         )
         for row in _read("stacks")["stack"]
     )

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,16 +140,19 @@ class Lock:
             )
         return tuple(package.file(python) for package in self.packages)
 
-    def requirements(self, python: str) -> str:
+    def requirements(self, python: str, instead: Mapping[str, str] | None = None) -> str:
         """Hash-pinned requirement lines for an installer, one file each, ending in a newline.
+
+        ``instead`` gives the lines of packages that do not come from the index, hash included.
 
         Raises:
             UnsupportedPythonError: the lock does not serve that Python.
         """
-        return "".join(
-            f"{file.package}=={file.version} --hash=sha256:{file.sha256}\n"
+        pins = {
+            file.package: f"{file.package}=={file.version} --hash=sha256:{file.sha256}"
             for file in self.select(python)
-        )
+        }
+        return "".join(f"{line}\n" for line in {**pins, **(instead or {})}.values())
 
     def download_bytes(self, python: str) -> int:
         """How many bytes an installation downloads when nothing is cached.

@@ -89,6 +89,7 @@ def document(answer: Stack | Refusal) -> dict[str, Any]:
             "glibc_below": answer.toolkit.glibc_below,
         },
         "pythons": list(answer.facts.pythons),
+        "patched": list(answer.facts.patched),
         "reasons": [
             {"subject": item.subject, "choice": item.choice, "because": item.because}
             for item in answer.reasons

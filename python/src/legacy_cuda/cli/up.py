@@ -31,7 +31,7 @@ def add(subparsers: Any) -> None:
     resolve_command.add_selection(parser)
     parser.add_argument("--python", help="which Python, for example 3.11 (default: what fits)")
     parser.add_argument("--path", type=Path, help="where to (default: below the user's data)")
-    parser.add_argument("--offline", action="store_true", help="from uv's cache alone")
+    parser.add_argument("--offline", action="store_true", help="from the caches alone")
     parser.add_argument("--recreate", action="store_true", help="make it anew even if it is there")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=run)
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
                 return _report(before, plan, arguments.json, "unchanged since it was made")
             print(f"{why}: looking at it again", file=sys.stderr)
             with output.progress() as update:
-                manifest = environment.refresh(plan, update)
+                manifest = environment.refresh(before, plan, update)
             return _report(manifest, plan, arguments.json, "examined again")
         _announce(plan)
         with output.progress() as update:
@@ -74,9 +74,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _announce(plan: Any) -> None:
     """Say what it will cost before it does: on standard error, also where nobody watches."""
     facts = plan.stack.facts
+    patched = "".join(
+        f"  patched  {item.facts.package} {item.facts.installed}: {len(item.patches)} patches\n"
+        for item in plan.patched
+    )
     print(
         f"{plan.stack.name}: {facts.title}, {len(plan.lock.packages)} packages for "
-        f"Python {plan.python}\n"
+        f"Python {plan.python}\n{patched}"
         f"  download {output.gib(plan.download)} (less what is cached), "
         f"on disk {output.gib(plan.unpacked)}, to {output.short(plan.target)}",
         file=sys.stderr,
@@ -109,6 +113,9 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
         text += f" and {len(altered) - 3} more" if len(altered) > 3 else ""
         text += "; --recreate makes it anew"
         print(output.wrapped("  altered", output.paint(text, "red"), 13))
+    if patched := manifest["patched"]:
+        names = ", ".join(f"{item['package']} {item['version']}" for item in patched)
+        print(output.wrapped("  patched", f"{names}  (why: {REPORT})", 13))
     if "error" in torch:
         print(output.paint(f"  torch      not importable: {torch['error']}", "red"))
     else:

@@ -28,11 +28,12 @@ _BOMB_SIZE = 1 << 26
 _BOMB_RATIO = 200  # device libraries of real wheels reach about 40
 _MAX_MEMBERS = 1 << 20
 _ENCRYPTED = 0x1
+_UNIX = 3  # "version made by": external attributes are those of a Unix file
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in the archive. Sizes in bytes."""
+    """A file in the archive. Sizes in bytes; ``mode`` as in stat(2), 0 where it is not told."""
 
     name: str
     header_offset: int
@@ -40,6 +41,7 @@ class Member:
     size: int
     crc: int
     method: int
+    mode: int = 0
 
 
 class WheelReader:
@@ -74,6 +76,10 @@ class WheelReader:
         """Bytes of the archive itself."""
         return os.pread(self._fd, length, offset)
 
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """The same into a buffer; how many bytes there were."""
+        return os.preadv(self._fd, [buffer], offset)
+
     def _read_directory(self) -> list[Member]:
         try:
             with open(self._fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
@@ -107,6 +113,7 @@ class WheelReader:
                     info.file_size,
                     info.CRC,
                     info.compress_type,
+                    info.external_attr >> 16 if info.create_system == _UNIX else 0,
                 )
             )
         ordered = sorted(members, key=lambda member: member.header_offset)
@@ -118,7 +125,12 @@ class WheelReader:
                 )
         return members
 
-    def _data_offset(self, member: Member) -> int:
+    def data_offset(self, member: Member) -> int:
+        """Where in the archive a member's stored bytes begin.
+
+        Raises:
+            DeviceCodeError: the member is corrupt.
+        """
         head = self.read(member.header_offset, _LOCAL_HEADER.size)
         if len(head) != _LOCAL_HEADER.size or not head.startswith(_LOCAL_MAGIC):
             raise DeviceCodeError(f"member {member.name!r} has no local header")
@@ -135,7 +147,7 @@ class WheelReader:
             DeviceCodeError: the member is corrupt.
         """
         if member.method == zipfile.ZIP_STORED:
-            return self.read(self._data_offset(member), min(member.stored_size, length))
+            return self.read(self.data_offset(member), min(member.stored_size, length))
         start = b""
         for piece in self._inflate(member, length + 256, max(1, length)):
             start += piece
@@ -172,7 +184,7 @@ class WheelReader:
         if member.method != zipfile.ZIP_STORED:
             yield from self._inflate(member, INPUT, OUTPUT)
             return
-        at = self._data_offset(member)
+        at = self.data_offset(member)
         end = at + member.stored_size
         while at < end:
             piece = self.read(at, min(OUTPUT, end - at))
@@ -183,7 +195,7 @@ class WheelReader:
 
     def _inflate(self, member: Member, first: int, most: int) -> Iterator[bytes]:
         """Inflate in pieces of at most ``most`` bytes, reading ``first`` bytes to begin with."""
-        at = self._data_offset(member)
+        at = self.data_offset(member)
         end = at + member.stored_size
         length = first
         inflate = IgzipDecompressor(flag=DECOMP_DEFLATE)

@@ -35,11 +35,16 @@ def make(capability: tuple[int, int]) -> Any:
     if capability >= (7, 5):
         return None
 
-    def legacy_dot(
-        builder: Any, lhs: Any, rhs: Any, accumulator: Any, result: Any, precision: Any
-    ) -> Any:
+    def legacy_dot(builder: Any, lhs: Any, rhs: Any, accumulator: Any, result: Any) -> Any:
         """Build the dot of two tensors ``[B,] M, K`` and ``[B,] K, N``; ``accumulator`` is a
-        handle and ``result`` its type. Returns a handle."""
+        handle and ``result`` its type. Returns a handle.
+
+        The precision asked for (``tf32``, ``bf16x3``) makes no difference: tensor cores have such
+        modes, fp32 multiply-adds are exact to fp32 and as fast as anything here.
+        """
+        from triton._C.libtriton import ir
+
+        precision = ir.INPUT_PRECISION.IEEE
         shape = [int(size) for size in result.shape]
         kind = lhs.type.scalar.name
         a, b = lhs.handle, rhs.handle

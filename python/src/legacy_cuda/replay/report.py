@@ -1,0 +1,101 @@
+"""The records of all processes of a replay as one document."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from legacy_cuda import __version__
+from legacy_cuda.replay.inside.settings import Settings, dotted
+
+
+def gather(settings: Settings, command: list[str], exit_code: int | None) -> dict[str, Any]:
+    """What the record says: one entry a kernel, a refusal and a program.
+
+    ``registers`` are a thread's, ``shared``, ``static_shared``, ``stack`` and ``spill_*`` are in
+    bytes, all of them the old target's ptxas's. ``refused`` counts what a program may well have
+    expected, a configuration that its autotuner passes over, say.
+    """
+    lines = []
+    path = Path(settings.record)
+    if settings.record and path.exists():
+        with path.open(encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+    kernels: dict[tuple[str, str], dict[str, Any]] = {}
+    refused: dict[tuple[str, str], int] = {}
+    programs: dict[tuple[str, str, str, bool], set[int]] = {}
+    launches = 0
+    for line in lines:
+        kind = line.pop("kind")
+        pid = line.pop("pid")
+        if kind == "kernel":
+            kernels[line["name"], line["ptx"]] = line
+        elif kind == "refused":
+            key = line["name"], line["error"]
+            refused[key] = refused.get(key, 0) + 1
+        elif kind == "process":
+            package = line["package"], line["version"], line["program"], line["patched"]
+            programs.setdefault(package, set()).add(pid)
+        elif kind == "launches":
+            launches += line["count"]
+    return {
+        "legacy_cuda": __version__,
+        "capability": dotted(settings.capability),
+        "words": settings.words,
+        "gpu": {"name": settings.gpu_name, "capability": dotted(settings.gpu)}
+        if settings.gpu
+        else None,
+        "compile_only": settings.compile_only,
+        "launches_left_out": launches if settings.compile_only else None,
+        "command": command,
+        "exit_code": exit_code,
+        "programs": [
+            {
+                "package": package,
+                "version": version,
+                "patched": patched,
+                "program": program,
+                "processes": len(pids),
+            }
+            for (package, version, program, patched), pids in sorted(programs.items())
+        ],
+        "kernels": [kernels[key] for key in sorted(kernels)],
+        "refused": [
+            {"name": name, "error": error, "times": times}
+            for (name, error), times in sorted(refused.items())
+        ],
+    }
+
+
+def write(document: dict[str, Any], path: Path) -> None:
+    """Write the document, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps({"schema": "legacy-cuda/replay/1", **document}, indent=1)
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def summary(document: dict[str, Any]) -> str:
+    """One line for people."""
+    kernels, refused = document["kernels"], document["refused"]
+    if not document["programs"]:
+        return (
+            "nothing was replayed: no Python program that imports Triton or PyTorch was started, "
+            "or they were started with -S, -E or -I, which ignore PYTHONPATH"
+        )
+    parts = [f"{document['words']}: {_count(len(kernels), 'kernel')}"]
+    spilling = sum(1 for kernel in kernels if kernel.get("spill_stores"))
+    if spilling:
+        parts.append(f"{spilling} of them spill registers on the old target")
+    if refused:
+        parts.append(f"{len(refused)} refused by the old target's ptxas")
+    if document["launches_left_out"]:
+        parts.append(f"{_count(document['launches_left_out'], 'launch', 'launches')} left out")
+    return ", ".join(parts)
+
+
+def _count(number: int, one: str, several: str = "") -> str:
+    return f"{number} {one if number == 1 else several or one + 's'}"
