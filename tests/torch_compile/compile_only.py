@@ -37,8 +37,9 @@ class Outcome:
     """What became of a program.
 
     ``status``: ``compiled`` (every kernel it uses has a cubin), ``eager`` (Inductor left the whole
-    program to eager), ``failed``. Kernels are all that were tried, candidates of templates among
-    them: one that does not fit, or does not compile, need not be one that is used.
+    program to eager), ``failed``, ``not run`` (it needs a GPU). Kernels are all that were tried,
+    candidates of templates among them: one that does not fit, or does not compile, need not be one
+    that is used.
     """
 
     program: str
@@ -159,6 +160,8 @@ def compile_program(program: Program, recorder: Recorder) -> Outcome:
     """Compile one program, forward only or as a training step, and say what became of it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    if program.needs_gpu:
+        return Outcome(program.name, "not run", 0.0, program.needs_gpu)
     recorder.kernels = []
     torch._dynamo.reset()
     start = time.monotonic()

@@ -19,8 +19,9 @@ import torch
 def properties(capability: tuple[int, int]) -> SimpleNamespace:
     """What ``torch.cuda.get_device_properties`` says of the pretended device.
 
-    The number of multiprocessors is a P40's. Limits are those of Maxwell and Pascal (CUDA C++
-    Programming Guide, table of technical specifications), sizes in bytes.
+    The number of multiprocessors is a P40's. Limits are those of Maxwell and Pascal, and
+    what differs at 7.0 (CUDA C++ Programming Guide, table of technical specifications); sizes in
+    bytes.
     """
     major, minor = capability
     return SimpleNamespace(
@@ -34,7 +35,7 @@ def properties(capability: tuple[int, int]) -> SimpleNamespace:
         max_threads_per_block=1024,
         warp_size=32,
         shared_memory_per_block=48 << 10,
-        shared_memory_per_block_optin=48 << 10,
+        shared_memory_per_block_optin=(96 if major == 7 else 48) << 10,
         shared_memory_per_multiprocessor=96 << 10,
         L2_cache_size=3 << 20,
         is_integrated=False,
@@ -144,7 +145,7 @@ def install(capability: tuple[int, int]) -> None:
         "set_device": lambda device: None,
         "_exchange_device": lambda device: 0,
         "_maybe_exchange_device": lambda device: 0,
-        "get_device_properties": lambda device=None: device_properties,
+        "get_device_properties": lambda of=None: device,
         "get_device_name": lambda of=None: device.name,
         "get_arch_list": lambda: [f"sm_{capability[0]}{capability[1]}"],
         "synchronize": lambda device=None: None,
@@ -153,7 +154,6 @@ def install(capability: tuple[int, int]) -> None:
         "get_rng_state": lambda device="cuda": random_state,
         "set_rng_state": lambda state, device="cuda": None,
     }
-    device_properties = device
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     torch._C._cuda_getCurrentRawStream = lambda device: 0  # type: ignore[attr-defined]
@@ -166,12 +166,13 @@ def install(capability: tuple[int, int]) -> None:
     # FakeTensor would put one real element on the device to wake it up
     torch._subclasses.fake_tensor.init_gpu_context = lambda *_: None
 
-    import triton
     from torch._inductor.codegen.triton import TritonScheduling
     from torch._inductor.fx_passes import joint_graph
     from torch._inductor.runtime import triton_helpers
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
     from torch._inductor.select_algorithm import AlgorithmSelectorCache
+
+    import triton
 
     triton.runtime.driver.set_active(FakeDriver(capability))
     triton_helpers.set_driver_to_gpu = lambda: None

@@ -24,7 +24,7 @@ class Program:
 
     ``tolerance`` is the greatest error allowed, as a fraction of the largest absolute value of the
     eager result. ``train``: the gradients of the floating inputs count too. ``options`` go to
-    torch.compile.
+    torch.compile. ``needs_gpu``: why it cannot be compiled without a GPU, if so.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Program:
     tolerance: float
     train: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    needs_gpu: str = ""
 
 
 def _normal(device: str, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Inputs:
@@ -48,7 +49,9 @@ def transformer(x: Tensor, qkv: Tensor, out: Tensor, up: Tensor, down: Tensor, n
     batch, length, width = x.shape
     heads = 4
     h = F.rms_norm(x, (width,), norm)
-    q, k, v = (h @ qkv).view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind()
+    q, k, v = (
+        (h @ qkv).view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind()
+    )
     scores = 20 * torch.tanh(q @ k.transpose(-1, -2) / (20 * math.sqrt(width // heads)))
     mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     attention = torch.where(mask, scores, -1e4).softmax(-1) @ v
@@ -79,7 +82,7 @@ def reductions(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def softmax_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.layer_norm(x.softmax(-1) * x, x.shape[-1:], weight, bias)
+    return F.layer_norm(x.softmax(-1) * 100 + x, x.shape[-1:], weight, bias)
 
 
 def scatter_add(into: Tensor, index: Tensor, source: Tensor) -> Tensor:
@@ -314,5 +317,13 @@ PROGRAMS: tuple[Program, ...] = (
     Program("flex-attention-fp32", flex, _flex_inputs(256, 256, 64, torch.float32), 1e-4),
     Program("flex-attention-fp16", flex, _flex_inputs(256, 256, 64, _HALF), 1e-2),
     Program("flex-attention-128-fp16", flex, _flex_inputs(256, 256, 128, _HALF), 1e-2),
+    Program(
+        "flex-attention-training",
+        flex,
+        _flex_inputs(256, 256, 64, torch.float32),
+        1e-4,
+        train=True,
+        needs_gpu="autograd asks the driver for a stream",
+    ),
     Program("flex-decoding-fp16", flex, _flex_inputs(1, 512, 64, _HALF), 1e-2),
 )

@@ -28,7 +28,9 @@ class Run:
     error: str | None = None
 
 
-def _results(program: Program, function: Any, given: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+def _results(
+    program: Program, function: Any, given: tuple[torch.Tensor, ...]
+) -> list[torch.Tensor]:
     leaves = [
         t.detach().clone().requires_grad_(program.train and t.is_floating_point()) for t in given
     ]

@@ -124,6 +124,7 @@ def test_a_second_target_gets_names_of_its_own() -> None:
     assert "%legacy1_0" in second
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='abl.;:{}@%!"/*\n $0,[]()=+-_', max_size=80), st.sampled_from(LEGACY))
 def test_any_text_without_a_rule_survives(text: str, capability: tuple[int, int]) -> None:
     assert legalize(text, capability) == text
@@ -134,6 +135,7 @@ PIECES += ["cvt.rn.bf16.f32 ", "// x\n", "/*", "*/", '"', "L:", ".reg .b32 %r<5>
 PIECES += ["cp.async.cg.shared.global ", "fence.sc.gpu", "lop3.b32 ", ".loc 1 2 3"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(PIECES),
@@ -368,6 +370,7 @@ def test_bf16_from_fp32(mode: str) -> None:
         assert low == rounded(BF16, other, F32, mode), hex(other)
 
 
+@settings(deadline=None)
 @given(floats, floats)
 def test_packed_halves_from_fp32(one: int, other: int) -> None:
     for kind, shape in (("bf16", BF16), ("f16", F16)):
@@ -390,6 +393,7 @@ def test_packed_halves_from_fp32(one: int, other: int) -> None:
             assert got == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, (1 << 64) - 1), st.integers(0, 40))
 def test_bf16_from_integers_and_fp64(bits: int, shift: int) -> None:
     for kind in ("s32", "u32", "s64", "u64", "s16", "u16"):
@@ -440,6 +444,7 @@ def test_every_bf16_or_a_neighbour_to_fp8(kind: str, shape: Format) -> None:
         assert both & 0xFF == saturated(shape, near, F32), hex(near)
 
 
+@settings(deadline=None)
 @given(floats, floats)
 def test_any_fp32_to_fp8(one: int, other: int) -> None:
     for kind, shape in (("e4m3x2", E4M3), ("e5m2x2", E5M2)):
@@ -468,6 +473,7 @@ def test_every_fp8_to_fp16(kind: str, shape: Format) -> None:
             assert got == (rounded(F16, bits, shape) if nan or bits < 0x80 else 0)
 
 
+@settings(deadline=None)
 @given(floats)
 def test_tf32(bits: int) -> None:
     shape = Format(19, 10)
@@ -482,6 +488,7 @@ def test_tf32(bits: int) -> None:
     assert got == (0x7FFFFFFF if shape.is_nan(expected) else expected << 13)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 0xFFFFFFFF), st.integers(0, 0xFFFFFFFF), st.integers(0, 0xFFFFFFFF))
 def test_packing(a: int, b: int, c: int) -> None:
     a, b = a >> a % 32, b >> b % 32
@@ -530,7 +537,7 @@ def operation(name: str, shape: Format, bits: list[int]) -> int:
 
 @pytest.mark.parametrize(("kind", "shape"), [("f16", F16), ("bf16", BF16)])
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "fma"])
-@settings(max_examples=400)
+@settings(max_examples=300, deadline=None)
 @given(bits=st.lists(operand, min_size=6, max_size=6))
 def test_arithmetic_is_rounded_once(name: str, kind: str, shape: Format, bits: list[int]) -> None:
     count = 3 if name == "fma" else 2
@@ -590,6 +597,7 @@ def test_extremes_of_special_numbers(kind: str, shape: Format) -> None:
             assert got == expected, (name + modifiers, hex(a), hex(b))
 
 
+@settings(deadline=None)
 @given(floats, floats)
 def test_minimum_of_fp32_with_nan(a: int, b: int) -> None:
     got = program("min.NaN.f32 %f9, %f1, %f2;").run(f1=a, f2=b)["%f9"]
@@ -680,7 +688,7 @@ def test_exponential_and_tangent_within_the_isas_error() -> None:
 
 
 @given(*[st.integers(0, 0xFFFFFFFF)] * 3, st.booleans())
-@settings(max_examples=5)
+@settings(max_examples=4, deadline=None)
 def test_every_table_of_lop3(a: int, b: int, c: int, p: bool) -> None:
     for table in range(256):
         expected = 0
@@ -706,6 +714,7 @@ def test_lop3_with_a_predicate_keeps_lop3_from_5_0_on() -> None:
     )
 
 
+@settings(deadline=None)
 @given(*[st.integers(0, 0xFFFFFFFF)] * 3)
 def test_dot_products(a: int, b: int, c: int) -> None:
     def part(value: int, start: int, bits: int, kind: str) -> int:
@@ -724,6 +733,7 @@ def test_dot_products(a: int, b: int, c: int) -> None:
             assert run(r2=a, r3=b, r4=c)["%r1"] == total & 0xFFFFFFFF
 
 
+@settings(deadline=None)
 @given(st.integers(0, 0xFFFFFFFF), st.one_of(st.integers(0, 40), st.integers(0, 0xFFFFFFFF)))
 def test_masks_and_extensions(value: int, width: int) -> None:
     for mode in ("clamp", "wrap"):

@@ -78,14 +78,33 @@ def test_what_is_no_ptxas_is_told(tmp_path: Path) -> None:
         limits.find_ptxas((6, 1), lambda: str(tmp_path / "missing"))
 
 
+class _Function:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_name(self) -> str:
+        return "llvm.func"
+
+    def get_num_regions(self) -> int:
+        return 1
+
+    def get_str_attr(self, name: str) -> str:
+        assert name == "sym_name"
+        return self.name
+
+
 class _Module:
     """Text and attributes, as much of an MLIR module as is looked at."""
 
-    def __init__(self, text: str, shared: int = 0) -> None:
-        self.text, self.shared, self.context = text, shared, None
+    def __init__(self, text: str, shared: int = 0, kernels: tuple[str, ...] = ()) -> None:
+        self.text, self.shared, self.context, self.kernels = text, shared, None, kernels
 
     def __str__(self) -> str:
         return self.text
+
+    def walk(self, look: Any) -> None:
+        for name in self.kernels:
+            look(_Function(name))
 
     def get_int_attr(self, name: str) -> int:
         assert name == "ttg.shared"
@@ -122,10 +141,9 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_too_much_shared_memory_names_kernel_and_limit(triton: list[str]) -> None:
-    text = "  llvm.func @attention(%arg0: !llvm.ptr<1>) {"
-    limits.check_shared_memory(_Module(text, 49152), (6, 1))
+    limits.check_shared_memory(_Module("", 49152, ("attention",)), (6, 1))
     with pytest.raises(OutOfResources) as caught:
-        limits.check_shared_memory(_Module(text, 49153), (6, 1))
+        limits.check_shared_memory(_Module("", 49153, ("attention",)), (6, 1))
     again = pickle.loads(pickle.dumps(caught.value))  # compile workers send it back
     for error in (caught.value, again):
         assert str(error) == (

@@ -105,8 +105,9 @@ def _int8(
         a = builder.create_int_cast(a, builder.get_block_ty(builder.get_int32_ty(), left), True)
         b = builder.create_int_cast(b, builder.get_block_ty(builder.get_int32_ty(), right), True)
         return builder.create_dot(a, b, accumulator, precision, 0)
-    a = builder.create_si_to_fp(a, builder.get_block_ty(builder.get_float_ty(), left))
-    b = builder.create_si_to_fp(b, builder.get_block_ty(builder.get_float_ty(), right))
+    # As bf16, which holds every int8: two bytes in shared memory, and widened by a shift.
+    a = builder.create_si_to_fp(a, builder.get_block_ty(builder.get_bf16_ty(), left))
+    b = builder.create_si_to_fp(b, builder.get_block_ty(builder.get_bf16_ty(), right))
     zeros = splat(builder, builder.get_fp32(0.0), number, shape)
     sums = builder.create_dot(a, b, zeros, precision, 0)
     return builder.create_add(accumulator, builder.create_fp_to_si(sums, integer))

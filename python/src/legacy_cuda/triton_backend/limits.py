@@ -65,8 +65,15 @@ def check_shared_memory(module: Any, capability: tuple[int, int]) -> None:
     """
     needed, limit = module.get_int_attr("ttg.shared"), shared_memory(capability)
     if needed > limit:
-        found = re.search(r"llvm\.func @(\w+)\(", str(module))
-        raise _out_of_shared_memory()(found[1] if found else "a kernel", needed, limit, capability)
+        names: list[str] = []
+
+        def note(operation: Any) -> None:
+            if operation.get_name() == "llvm.func" and operation.get_num_regions():
+                names.append(operation.get_str_attr("sym_name"))
+
+        # Not by printing the module: Triton 3.3 crashes on one that has debug information.
+        module.walk(note)
+        raise _out_of_shared_memory()(names[-1] if names else "a kernel", needed, limit, capability)
 
 
 @functools.lru_cache
