@@ -70,7 +70,7 @@ def test_transformer_block(dtype: Any, device: str) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_convolution_block(training: bool, device: str) -> None:
-    block = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+    block = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     block = block.to(device).train(training)
     compare(block, (torch.randn(2, 8, 24, 24, device=device),), 1e-4, backward=training)
 

@@ -51,6 +51,7 @@ OTHER_TEXT = "asserts on other generated text"
 SHARED = "needs more shared memory than a block has"
 REFUSED = "does not assemble for the target"
 NOT_COMPILED = "does not compile"
+NOT_REFUSED = "asserts a refusal that the patches lift"
 DIED = "ended or hung its process"
 WITHOUT = "fails without replay as well"
 REST = "other"
@@ -61,6 +62,8 @@ def classify(result: dict[str, Any]) -> str:
     message, statement = result.get("message", ""), result.get("statement", "")
     if result["outcome"] in ("died", "hung"):
         return DIED
+    if "DID NOT RAISE" in message:
+        return NOT_REFUSED
     if "OutOfResources" in message or "OutOfSharedMemory" in message:
         if "shared memory" in message:
             return SHARED

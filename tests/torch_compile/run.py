@@ -67,6 +67,8 @@ def run_program(program: Program, device: str) -> Run:
 
     torch._dynamo.reset()
     metrics.reset()
+    # cuDNN's default; eager would be the less exact one where the GPU has it
+    torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     start = time.monotonic()
     run = Run(program.name, "ran", 0.0)

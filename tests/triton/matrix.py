@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .expected import REFUSALS, refusal
+from .expected import HALF_KEPT, REFUSALS, refusal
 from .measure import dp4a, half_arithmetic
 
 Pair = tuple[int, int]
@@ -133,9 +133,14 @@ class Worker:
     def _last_words(self) -> str:
         code = self.process.wait(10)
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        telling = [line for line in lines if "rror" in line] or lines[-1:]
-        return f"{how}: {telling[-1].strip()[:300] if telling else 'no message'}"
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
+        if code > 0:
+            return f"{how}: {lines[-1][:300] if lines else 'no message'}"
+        message = next((line for line in lines if "LLVM ERROR" in line), "no message")
+        # the frames that Python's faulthandler wrote, innermost first
+        frames = [line.rpartition(" in ")[2] for line in lines if line.startswith('File "')]
+        where = f" (in {', '.join(frames[:3])})" if frames else ""
+        return f"{how}: {message[:300]}{where}"
 
     def close(self) -> None:
         """End the process and everything it started."""
@@ -170,9 +175,9 @@ def run(
     """Compile the cells and return the document that was written to `out`.
 
     `ptxas` is for capabilities below 5.0, which the ptxas in Triton's wheels does not know;
-    `timeout` is for one cell, in seconds. With `proof` only the kernels whose own proof is at one of
-    the capabilities are compiled. Raises `ValueError` for a kernel that is not there and
-    `WorkerDied` if Triton cannot be imported.
+    `timeout` is for one cell, in seconds. With `proof` a kernel is compiled only at the capability
+    of its own proof. Raises `ValueError` for a kernel that is not there and `WorkerDied` if Triton
+    cannot be imported.
     """
     document: Document = {"schema": SCHEMA, "cells": {}}
     if out is not None and out.exists():
@@ -280,7 +285,7 @@ def surprises(document: Document, *, sass: bool = True) -> list[Surprise]:
     found = []
     for cell in _cells(document):
         capability = parse_capability(cell["capability"])
-        rule = refusal(cell["kernel"], cell["tags"], capability)
+        rule = refusal(cell["kernel"], capability)
         what = []
         if cell["ok"] and rule:
             what.append(f"compiled, but should be refused: {rule.reason}")
@@ -305,7 +310,7 @@ def _wrong_code(cell: dict[str, Any], capability: Pair, sass: bool) -> list[str]
     if not sass or "opcodes" not in cell:
         return wrong
     halves = half_arithmetic(cell["opcodes"])
-    if halves:
+    if halves and cell["kernel"] not in HALF_KEPT:
         wrong.append(f"{halves} instructions of fp16 arithmetic")
     if "int8-dot" in cell["tags"] and capability in DP4A and not dp4a(cell["detailed"]):
         wrong.append("an int8 dot without DP4A")
@@ -343,7 +348,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _mark(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    rule = refusal(cell["kernel"], cell["tags"], parse_capability(cell["capability"]))
+    rule = refusal(cell["kernel"], parse_capability(cell["capability"]))
     if cell["ok"]:
         return "ok, expected not to" if rule else "ok"
     return "refused" if rule and rule.message in cell["reason"] else "FAIL"
@@ -365,7 +370,12 @@ def _summary(documents: Sequence[Document]) -> str:
         for capability in _axes([document])[1]:
             cells = [cell for cell in _cells(document) if cell["capability"] == capability]
             marks = Counter(_mark(cell) for cell in cells)
-            row = (len(cells), marks["ok"], marks["refused"], len(cells) - marks["ok"] - marks["refused"])
+            row = (
+                len(cells),
+                marks["ok"],
+                marks["refused"],
+                len(cells) - marks["ok"] - marks["refused"],
+            )
             rows.append((_version(document), capability, *row))
     head = ("Triton", "capability", "cells", "compile", "refused as expected", "wrong")
     return "## Summary\n\n" + _table(head, rows)
@@ -391,7 +401,7 @@ def _table_of_failures(documents: Sequence[Document]) -> str:
                 grouped.setdefault((cell["kernel"], what), []).append(cell["capability"])
         for (kernel, what), where in grouped.items():
             rows.append((kernel, _version(document), ", ".join(where), what))
-    refused = [f"- {rule.message!r} below {name_of(rule.below)}: {rule.reason}" for rule in REFUSALS]
+    refused = [f"- {rule.kernel} below {name_of(rule.below)}: {rule.reason}" for rule in REFUSALS]
     title = "## Failures\n\nExpected, because of the hardware:\n\n" + "\n".join(refused) + "\n\n"
     return title + _table(("kernel", "Triton", "capabilities", "reason"), sorted(rows))
 
@@ -462,9 +472,7 @@ def _table_of_time(documents: Sequence[Document]) -> str:
             total = sum(seconds["total"] for seconds in times)
             legaliser = sum(seconds.get("legaliser", 0.0) for seconds in times)
             share = f"{100 * legaliser / total:.2f} %" if total else ""
-            rows.append(
-                (_version(document), capability, f"{total:.1f}", f"{legaliser:.2f}", share)
-            )
+            rows.append((_version(document), capability, f"{total:.1f}", f"{legaliser:.2f}", share))
     head = ("Triton", "capability", "seconds", "of them in the legaliser", "share")
     return "## Time\n\n" + _table(head, rows)
 

@@ -42,7 +42,9 @@ def read_ptxas(log: str) -> dict[str, int] | None:
     if not registers:
         return None
     frames = [[int(number) for number in found] for found in _SPILLS.findall(log)]
-    stack, stores, loads = (sum(column) for column in zip(*frames, strict=True)) if frames else (0, 0, 0)
+    stack, stores, loads = (
+        (sum(column) for column in zip(*frames, strict=True)) if frames else (0, 0, 0)
+    )
     shared = [int(found) for found in _SHARED.findall(log)]
     return asdict(Resources(max(registers), stack, stores, loads, max(shared, default=0)))
 

@@ -7,6 +7,7 @@ goes to the log on stderr, which the parent reads when this process dies.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton.backends import backends
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 
 from .kernels import KERNELS, Kernel
@@ -78,13 +79,6 @@ class Clock:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return function(*args, **kwargs)
-
-        return timed
-
 
 class Probe:
     """Triton's own functions wrapped, so that each stage is timed and ptxas's report kept."""
@@ -92,20 +86,22 @@ class Probe:
     def __init__(self) -> None:
         self.clock = Clock()
         self.ptxas_log = ""
+        # the class in use: Triton 3.3 loads the file a second time, under another name
+        self.backend: Any = backends["nvidia"].compiler
         self._wrap_stages()
         self._wrap_front_end()
         self._wrap_ptxas()
         self.legalises = self._wrap_legaliser()
 
     def _wrap_stages(self) -> None:
-        original = nvidia.CUDABackend.add_stages
+        original = self.backend.add_stages
 
         def add_stages(backend: Any, stages: dict[str, Any], *args: Any, **kwargs: Any) -> None:
             original(backend, stages, *args, **kwargs)
             for name, stage in list(stages.items()):
                 stages[name] = self._timed(name, stage)
 
-        nvidia.CUDABackend.add_stages = add_stages
+        self.backend.add_stages = add_stages
 
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -138,12 +134,12 @@ class Probe:
             return False
         original = module.legalize
         timed = self._timed("legaliser", original)
-        for name, holder in list(sys.modules.items()):
-            if name.startswith("triton.backends.nvidia"):
-                for attribute, value in list(vars(holder).items()):
-                    if value is original:
-                        setattr(holder, attribute, timed)
-        return True
+        used = [vars(module), self.backend.make_ptx.__globals__]
+        for names in used:
+            for name, value in list(names.items()):
+                if value is original:
+                    names[name] = timed
+        return used[1].get("legalize") is timed
 
     def start(self) -> None:
         self.clock.seconds.clear()
@@ -242,6 +238,7 @@ def _clear_log() -> None:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    faulthandler.enable()
     probe = Probe()
     # the first compilation of a process pays for imports, which is nobody's time
     compile_cell(KERNELS["add_fp32"], (8, 0), probe, sass=False)

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from legacy_cuda.triton_backend.ptx import STATEMENT, Instruction
 
-BASE = 0x10000  # where `words` is in shared memory
+BASE = 0x10000  # where the variables of `ptx_examples` are, each in its own memory
 WIDTHS = {"pred": 1, "8": 8, "16": 16, "32": 32, "64": 64}
 
 
@@ -253,7 +253,7 @@ def _reader(operand: str, kind: str) -> Callable[[dict[str, int]], int]:
             return sum(read(registers) << size * index for index, read in enumerate(readers))
 
         return joined
-    if operand == "words":
+    if operand in ("words", "variable"):
         return lambda registers: BASE
     if operand.startswith("!"):
         return lambda registers: registers[operand[1:]] ^ 1

@@ -409,7 +409,7 @@ def test_bf16_from_integers_and_fp64(bits: int, shift: int) -> None:
         assert run(fd1=number)["%rs1"] == rounded(BF16, number, F64)
 
 
-def test_every_half_between_fp16_and_bf16_and_integers() -> None:
+def test_a_third_of_the_halves_between_fp16_and_bf16_and_integers() -> None:
     to_bf16 = program("cvt.rn.bf16.f16 %rs1, %rs2;").run
     to_f16 = program("cvt.rn.f16.bf16 %rs1, %rs2;").run
     to_s32 = program("cvt.rzi.s32.bf16 %r1, %rs2;").run
@@ -879,6 +879,27 @@ def test_a_guard_that_does_not_hold_touches_nothing() -> None:
         assert pure(p1=held, f1=0x3F800000, rs1=5)["%rs1"] == 0x3F80
 
 
+# Rules whose replacements are more than the statement with another opcode or fences.
+WRITTEN_ANEW = ["createpolicy", "vector atomic", "half atomic", "double atomic", "half conversion"]
+WRITTEN_ANEW += ["tf32 conversion", "fp8 conversion", "packing conversion", "half arithmetic"]
+WRITTEN_ANEW += ["half comparison", "half set", "lop3", "dot product", "bit mask", "extension"]
+WRITTEN_ANEW += ["warp reduction", "match", "elect", "asynchronous copy"]
+
+
+@pytest.mark.parametrize("name", WRITTEN_ANEW)
+@pytest.mark.parametrize(("guard", "p15"), [("@%p15", 0), ("@!%p15", 1)])
+def test_a_guard_that_does_not_hold_changes_nothing(name: str, guard: str, p15: int) -> None:
+    sizes = {"p": 16, "rs": 16, "r": 32, "f": 16, "rd": 16, "fd": 8}
+    before = {f"{kind}{number}": 1 for kind, count in sizes.items() for number in range(count)}
+    before["p15"] = p15
+    for text in EXAMPLES[name] + ELSEWHERE.get(name, []):
+        memory = Memory()  # which has no bytes
+        after = program(f"{guard} {text}", (3, 7)).run(memory, **before)
+        assert not memory.trace, text
+        left = {key: value for key, value in after.items() if "legacy" not in key}
+        assert left == {f"%{key}": value for key, value in before.items()}, text
+
+
 def test_a_destination_that_is_the_address() -> None:
     memory = Memory()
     memory.fill("global", BASE, struct.pack("<2d", 1.5, 0.0))
@@ -1078,6 +1099,9 @@ def test_a_register_of_ones_own_name_in_an_address() -> None:
     assert "mov.b64 %legacy0_1, a;" in legal(text)
     with pytest.raises(LegalizeError, match="needs its state space"):
         legal(text.replace(".reg .b64 a;", ""))
+    add = "red.shared.add.noftz.f16 [a], 0;"
+    new = legal(f"{{ .reg .b32 a; {add} }} {add}")  # the second is a variable's
+    assert "cvt.u32.u32 %legacy0_1, a;" in new and "mov.u32 %legacy1_1, a;" in new
 
 
 def test_three_hundred_kilobytes_in_a_moment() -> None:

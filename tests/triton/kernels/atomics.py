@@ -145,9 +145,7 @@ def swap_one_if(x_ptr, out_ptr):
 
 
 for _kind in ("i32", "u32", "i64", "i16", "fp16", "bf16", "fp32"):
-    corpus.add(
-        f"atomic_cas_{_kind}", swap_if, f"*{_kind} *{_kind} i32", {"BLOCK": 128}, "atomics"
-    )
+    corpus.add(f"atomic_cas_{_kind}", swap_if, f"*{_kind} *{_kind} i32", {"BLOCK": 128}, "atomics")
     # before 3.6 one 64-bit element is stored as 32 bits between threads: `Arguments mismatch for
     # instruction 'st'` from ptxas at every capability
     corpus.add(
@@ -215,9 +213,7 @@ for _kind in ("i32", "i64", "fp32"):
         "atomics orders",
     )
 corpus.add("atomic_orders_scalar_i32", orders_scalar, "*i32", {}, "atomics orders")
-corpus.add(
-    "atomic_orders_scalar_i64", orders_scalar, "*i64", {}, "atomics orders", oldest=(3, 6)
-)
+corpus.add("atomic_orders_scalar_i64", orders_scalar, "*i64", {}, "atomics orders", oldest=(3, 6))
 
 
 @triton.jit
@@ -350,4 +346,3 @@ for _kind in ("fp32", "fp16"):
         "atomics",
         multiples="columns",
     )
-

@@ -96,9 +96,7 @@ def attention_delta(out_ptr, grad_ptr, delta_ptr, D: tl.constexpr, M: tl.constex
     tl.store(delta_ptr + m, tl.sum(out * grad, axis=1))
 
 
-corpus.add(
-    "attention_delta", attention_delta, "*fp16 *fp16 *fp32", {"D": 64, "M": 64}, "attention"
-)
+corpus.add("attention_delta", attention_delta, "*fp16 *fp16 *fp32", {"D": 64, "M": 64}, "attention")
 
 
 @triton.jit
@@ -302,25 +300,19 @@ def paged_decode_split(
             inside = at < end
             page = tl.load(table_ptr + sequence * table_stride + at // PAGE, mask=inside, other=0)
             row = ((page.to(tl.int64) * PAGE + at % PAGE) * kv_heads + kv_head) * D
-            k = tl.load(
-                k_cache_ptr + row[None, :] + d[:, None], mask=inside[None, :], other=0.0
-            )
+            k = tl.load(k_cache_ptr + row[None, :] + d[:, None], mask=inside[None, :], other=0.0)
             score = tl.dot(q, k.to(q.dtype)) * scale
             score = tl.where(real[:, None] & inside[None, :], score, -float("inf"))
             higher = tl.maximum(top, tl.max(score, 1))
             higher = tl.where(real, higher, 0.0)
             power = tl.exp(score - higher[:, None])
             shrink = tl.exp(top - higher)
-            v = tl.load(
-                v_cache_ptr + row[:, None] + d[None, :], mask=inside[:, None], other=0.0
-            )
+            v = tl.load(v_cache_ptr + row[:, None] + d[None, :], mask=inside[:, None], other=0.0)
             out = out * shrink[:, None] + tl.dot(power.to(v.dtype), v)
             total = total * shrink + tl.sum(power, 1)
             top = higher
         to = (sequence * heads + head) * SPLITS + split
-        tl.store(
-            part_ptr + to[:, None] * D + d[None, :], out / total[:, None], mask=real[:, None]
-        )
+        tl.store(part_ptr + to[:, None] * D + d[None, :], out / total[:, None], mask=real[:, None])
         tl.store(lse_ptr + to, top + tl.log(total), mask=real)
 
 

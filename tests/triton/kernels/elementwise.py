@@ -468,8 +468,7 @@ def inline_assembly(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
         "shf.l.wrap.b32 $0, $1, $1, 7;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
     )
     low, high = tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.lt.s32 p, $2, $3; selp.b32 $0, $2, $3, p;"
-        " selp.b32 $1, $3, $2, p; }",
+        "{ .reg .pred p; setp.lt.s32 p, $2, $3; selp.b32 $0, $2, $3, p; selp.b32 $1, $3, $2, p; }",
         "=r,=r,r,r",
         [x, y],
         dtype=(tl.int32, tl.int32),
@@ -517,12 +516,14 @@ def inline_tanh(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 
 corpus.add("inline_tanh", inline_tanh, "*fp32 *fp32 i32", BLOCK, "inline-asm")
+# Triton 3.3 asks LLVM for a cluster's registers at any capability, and LLVM ends the process
 corpus.add(
     "add_in_clusters",
     add,
     "*fp32 *fp32 *fp32 i32",
     BLOCK,
     "elementwise",
+    oldest=(3, 5),
     proof=(9, 0),
     num_ctas=2,
 )

@@ -34,9 +34,7 @@ for _kind in ("fp32", "fp16", "bf16"):
 
 
 @triton.jit
-def pointwise_2d(
-    in_ptr0, out_ptr0, ynumel, xnumel, YBLOCK: tl.constexpr, XBLOCK: tl.constexpr
-):
+def pointwise_2d(in_ptr0, out_ptr0, ynumel, xnumel, YBLOCK: tl.constexpr, XBLOCK: tl.constexpr):
     """A change of memory format: two dimensions, a hint on each side."""
     yindex = (tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)) * YBLOCK
     yindex = yindex + tl.arange(0, YBLOCK)[None, :]
@@ -45,9 +43,7 @@ def pointwise_2d(
     xmask = xindex < xnumel
     y0 = yindex % 3
     y1 = yindex // 3
-    value = tl.load(
-        in_ptr0 + xindex + xnumel * yindex, xmask & ymask, eviction_policy="evict_last"
-    )
+    value = tl.load(in_ptr0 + xindex + xnumel * yindex, xmask & ymask, eviction_policy="evict_last")
     tl.store(out_ptr0 + y0 + 3 * xindex + 3 * xnumel * y1, value, xmask & ymask)
 
 
@@ -62,7 +58,14 @@ corpus.add(
 
 @triton.jit
 def persistent_reduction(
-    in_out_ptr0, in_ptr0, in_ptr1, out_ptr0, xnumel, rnumel, XBLOCK: tl.constexpr, RBLOCK: tl.constexpr
+    in_out_ptr0,
+    in_ptr0,
+    in_ptr1,
+    out_ptr0,
+    xnumel,
+    rnumel,
+    XBLOCK: tl.constexpr,
+    RBLOCK: tl.constexpr,
 ):
     """Layer norm of rows that fit a block: two sums, then the scaled row."""
     xindex = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)[:, None]
@@ -210,9 +213,7 @@ corpus.add(
 
 
 @triton.jit
-def foreach(
-    in_ptr0, in_ptr1, in_ptr2, in_ptr3, out_ptr0, out_ptr1, BLOCK: tl.constexpr
-):
+def foreach(in_ptr0, in_ptr1, in_ptr2, in_ptr3, out_ptr0, out_ptr1, BLOCK: tl.constexpr):
     """Two tensors of an optimiser step in one launch, chosen by the program's number."""
     program = tl.program_id(0)
     if program < 4:
@@ -252,7 +253,7 @@ def scatter_add(in_ptr0, in_ptr1, out_ptr0, xnumel, size, XBLOCK: tl.constexpr):
     place = tl.load(in_ptr0 + x1, xmask, eviction_policy="evict_last")
     value = tl.load(in_ptr1 + xindex, xmask)
     place = tl.where(place < 0, place + size, place)
-    tl.device_assert(((0 <= place) & (place < size)) | ~xmask, "index out of bounds")
+    tl.device_assert(((place >= 0) & (place < size)) | ~xmask, "index out of bounds")
     tl.atomic_add(out_ptr0 + x0 + 64 * place, value, xmask, sem="relaxed")
 
 
@@ -276,9 +277,9 @@ def concatenate(in_ptr0, in_ptr1, out_ptr0, xnumel, XBLOCK: tl.constexpr):
     x0 = xindex % 96
     x1 = xindex // 96
     first = x0 < 32
-    a = tl.load(
-        in_ptr0 + 32 * x1 + x0, first & xmask, eviction_policy="evict_last", other=0.0
-    ).to(tl.float32)
+    a = tl.load(in_ptr0 + 32 * x1 + x0, first & xmask, eviction_policy="evict_last", other=0.0).to(
+        tl.float32
+    )
     b = tl.load(
         in_ptr1 + 64 * x1 + (x0 - 32),
         (x0 >= 32) & xmask,

@@ -156,9 +156,7 @@ corpus.add(
 
 
 @triton.jit
-def matmul_mixed(
-    a_ptr, b_ptr, c_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr
-):
+def matmul_mixed(a_ptr, b_ptr, c_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     """fp16 by 8-bit weights that are converted just before the dot, with bias-like scaling."""
     m = tl.program_id(0) * M + tl.arange(0, M)
     n = tl.arange(0, N)
@@ -172,9 +170,7 @@ def matmul_mixed(
 
 
 for _kind in ("i8", "fp8e5", "bf16"):
-    corpus.add(
-        f"matmul_fp16_by_{_kind}", matmul_mixed, f"*fp16 *{_kind} *fp16 i32", SMALL, "dot"
-    )
+    corpus.add(f"matmul_fp16_by_{_kind}", matmul_mixed, f"*fp16 *{_kind} *fp16 i32", SMALL, "dot")
 
 
 @triton.jit

@@ -227,9 +227,7 @@ def gptq_matmul(
     total = tl.zeros((M, N), dtype=tl.float32)
     for start in range(0, depth, K):
         k = start + tl.arange(0, K)
-        a = tl.load(
-            a_ptr + m[:, None] * depth + k[None, :], mask=(m < rows)[:, None], other=0.0
-        )
+        a = tl.load(a_ptr + m[:, None] * depth + k[None, :], mask=(m < rows)[:, None], other=0.0)
         word = tl.load(packed_ptr + (k // PER)[:, None] * columns + n[None, :])
         weight = (word >> ((k % PER) * BITS)[:, None]) & TOP
         group = tl.load(order_ptr + k)

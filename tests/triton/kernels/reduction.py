@@ -224,9 +224,7 @@ def rmsnorm_backward(
         rstd = tl.load(rstd_ptr + row)
         scaled = grad * weight
         dot = tl.sum(scaled * x, axis=0) / columns
-        tl.store(
-            dx_ptr + row * columns + at, rstd * (scaled - x * rstd * rstd * dot), mask=inside
-        )
+        tl.store(dx_ptr + row * columns + at, rstd * (scaled - x * rstd * rstd * dot), mask=inside)
         partial += grad * x * rstd
     tl.store(dweight_ptr + program * columns + at, partial, mask=inside)
 
@@ -405,9 +403,7 @@ def cumulative(x_ptr, out_ptr, M: tl.constexpr, N: tl.constexpr):
 
 
 for _kind in ("fp32", "fp16", "bf16", "i32", "i64"):
-    corpus.add(
-        f"cumulative_{_kind}", cumulative, f"*{_kind} *{_kind}", {"M": 16, "N": 128}, "scan"
-    )
+    corpus.add(f"cumulative_{_kind}", cumulative, f"*{_kind} *{_kind}", {"M": 16, "N": 128}, "scan")
 
 
 @triton.jit

@@ -54,10 +54,7 @@ def experts_matmul(
     a_at = a_ptr + (slot // TOP)[:, None] * depth + k[None, :]
     b_at = b_ptr + expert * columns * depth + (n % columns)[None, :].to(tl.int64) * depth
     b_at += k[:, None]
-    if INT8:
-        total = tl.zeros((M, N), dtype=tl.int32)
-    else:
-        total = tl.zeros((M, N), dtype=tl.float32)
+    total = tl.zeros((M, N), dtype=tl.int32 if INT8 else tl.float32)
     for step in range(0, tl.cdiv(depth, K)):
         inner = k < depth - step * K
         a = tl.load(a_at, mask=real[:, None] & inner[None, :], other=0.0)
@@ -135,12 +132,8 @@ def experts_scatter(expert_ptr, offset_ptr, sorted_ptr, n, BLOCK: tl.constexpr):
 
 
 corpus.add("experts_count", experts_count, "*i32 *i32 i32 i32", {"SHARE": 16}, "moe", num_warps=1)
-corpus.add(
-    "experts_align", experts_align, "*i32 *i32 *i32 *i32 i32", {"M": 16, "BLOCK": 64}, "moe"
-)
-corpus.add(
-    "experts_scatter", experts_scatter, "*i32 *i32 *i32 i32", {"BLOCK": 256}, "moe atomics"
-)
+corpus.add("experts_align", experts_align, "*i32 *i32 *i32 *i32 i32", {"M": 16, "BLOCK": 64}, "moe")
+corpus.add("experts_scatter", experts_scatter, "*i32 *i32 *i32 i32", {"BLOCK": 256}, "moe atomics")
 
 
 @triton.jit
@@ -550,9 +543,7 @@ corpus.add(
 
 
 @triton.jit
-def embedding(
-    word_ptr, table_ptr, out_ptr, first, words, columns, BLOCK: tl.constexpr
-):
+def embedding(word_ptr, table_ptr, out_ptr, first, words, columns, BLOCK: tl.constexpr):
     """A vocabulary split over GPUs: words of another part give zeros."""
     token = tl.program_id(0)
     word = tl.load(word_ptr + token) - first
@@ -562,6 +553,4 @@ def embedding(
     tl.store(out_ptr + token.to(tl.int64) * columns + at, row, mask=at < columns)
 
 
-corpus.add(
-    "embedding", embedding, "*i64 *fp16 *fp16 i64 i64 i32", {"BLOCK": 512}, "serving"
-)
+corpus.add("embedding", embedding, "*i64 *fp16 *fp16 i64 i64 i32", {"BLOCK": 512}, "serving")

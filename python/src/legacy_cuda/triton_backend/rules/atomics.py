@@ -181,7 +181,8 @@ def _half(instruction: Instruction, context: Context) -> str:
         return block.b32("bfi.b32", wide, word, shift, 16)
 
     _loop(block, opcode, whole, "b32", one)
-    block.place(done)
+    if not number:
+        block.place(done)
     if target:
         deliver(block, "", target, [old])
     block.place(end)

@@ -3,7 +3,8 @@
 Below it a fence is ``membar``: everything a thread did before it is seen, by the threads of the
 level that it names, before anything the thread does after it. ptxas makes ``membar.gl`` and
 ``membar.sys`` invalidate the L1 cache too (``MEMBAR.GL.IVALLD`` in the SASS of 5.0 to 6.1), so a
-plain load after one does not find old data there. A release is a fence before the access, an
+plain load after one does not find old data there; Kepler's global loads pass L1 by unless ptxas is
+told otherwise (Kepler Tuning Guide, "L1 Cache"). A release is a fence before the access, an
 acquire one behind it. Loads and stores with an order become volatile ones, which ptxas neither
 caches in a register or L1 nor moves over one another.
 """

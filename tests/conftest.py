@@ -1,4 +1,4 @@
-"""Options and shared things of the artefact tests."""
+"""The option ``--large``, and what it keeps from running."""
 
 from __future__ import annotations
 
