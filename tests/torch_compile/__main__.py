@@ -45,7 +45,6 @@ def _versions() -> dict[str, Any]:
     import importlib.util
 
     import torch
-
     import triton
 
     patched = importlib.util.find_spec("triton.backends.nvidia.legacy") is not None

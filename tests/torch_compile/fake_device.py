@@ -166,13 +166,12 @@ def install(capability: tuple[int, int]) -> None:
     # FakeTensor would put one real element on the device to wake it up
     torch._subclasses.fake_tensor.init_gpu_context = lambda *_: None
 
+    import triton
     from torch._inductor.codegen.triton import TritonScheduling
     from torch._inductor.fx_passes import joint_graph
     from torch._inductor.runtime import triton_helpers
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
     from torch._inductor.select_algorithm import AlgorithmSelectorCache
-
-    import triton
 
     triton.runtime.driver.set_active(FakeDriver(capability))
     triton_helpers.set_driver_to_gpu = lambda: None

@@ -1,7 +1,7 @@
 """torch.compile for old capabilities, down to cubins, without a GPU.
 
-Needs an environment with the patched torch 2.7.1 and Triton 3.3.1: LEGACY_CUDA_TORCH_PYTHON names its
-Python, or ``--large`` has ``legacy-cuda up p40`` make one.
+Needs an environment with the patched torch 2.7.1 and Triton 3.3.1: LEGACY_CUDA_TORCH_PYTHON names
+its Python, or ``--large`` has ``legacy-cuda up p40`` make one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ the cache; ptxas for Kepler from NVIDIA's wheel beside it.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path

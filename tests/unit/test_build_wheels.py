@@ -29,16 +29,7 @@ WHEEL = "small-1.0+legacy.1-py3-none-any.whl"
 
 def write_catalog(own: Path, wheel: tiny.Wheel, lock: bool = True, **more: str) -> None:
     """The catalog with the pascal stack's ``small`` patched; ``small`` 0.9 is patched as well."""
-    data = own / "data"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    for path in catalog.DATA.iterdir():
-        if path.name not in ("stacks.toml", "patched.toml"):
-            (data / path.name).symlink_to(path)
-    text = (catalog.DATA / "stacks.toml").read_text()
-    head, found, tail = text.partition('name = "pascal"\n')
-    assert found
-    (data / "stacks.toml").write_text(head + found + 'patched = ["small"]\n' + tail)
+    data = tiny.write_catalog(own, patched="small")
     rows = []
     for version, name, sha256 in (
         ("0.9", "small-0.9-py3-none-any.whl", "9" * 64),
@@ -76,7 +67,6 @@ def write_patches(own: Path, *patches: bytes) -> None:
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[tiny.Box]:
     with tiny.box(tmp_path) as fresh:
-        fresh.own = tmp_path / "own"
         write_catalog(fresh.own, fresh.index.wheels[2])
         write_patches(fresh.own, FIRST)
         yield fresh
@@ -119,7 +109,6 @@ def ask(box: tiny.Box, program: str) -> str:
 
 def record(box: tiny.Box) -> str:
     """Record the digest and result of the series as it is now; the result's sha256."""
-    assert box.own is not None
     made = build(box, "small", "--for", "p40")
     write_catalog(box.own, box.index.wheels[2], series=made["series"], result=made["sha256"])
     Path(made["path"]).unlink()
@@ -184,7 +173,6 @@ def test_a_recorded_result_is_checked_and_kept(box: tiny.Box) -> None:
 
 
 def test_a_result_that_is_not_the_recorded_one(box: tiny.Box) -> None:
-    assert box.own is not None
     made = build(box, "small", "--for", "p40")
     path = Path(made["path"])
     before = path.read_bytes()
@@ -251,7 +239,6 @@ def test_usage(box: tiny.Box) -> None:
 
 
 def test_a_patch_that_does_not_fit_is_our_fault(box: tiny.Box) -> None:
-    assert box.own is not None
     write_patches(box.own, FIRST.replace(b"-N = 1\n", b"-N = 7\n"))
     said = build(box, "small", "--for", "p40", code=3)
     assert "cannot be applied" in said["error"]
@@ -297,7 +284,7 @@ def test_what_a_killed_run_left_is_used_and_two_at_once_agree(box: tiny.Box) -> 
     folder.mkdir()
     (folder / f".{WHEEL}.part").write_bytes(b"half of it" * 10_000)
     record(box)
-    command = [*tiny.command(box.locks, box.own), "build", "small", "--for", "p40", "--json"]
+    command = [*tiny.command(box.own), "build", "small", "--for", "p40", "--json"]
     runs = [
         subprocess.Popen(command, cwd=folder, env=box.variables, stdout=subprocess.PIPE)
         for _ in range(4)
@@ -350,7 +337,6 @@ def test_dependencies_on_the_published_version_are_satisfied(tmp_path: Path) -> 
     tag = "py3-none-manylinux_2_17_x86_64"
     wheels[0] = tiny.make_wheel("torch", "2.7.1", members, tag, "small==1.0")
     with tiny.box(tmp_path, wheels) as box:
-        box.own = tmp_path / "own"
         write_catalog(box.own, wheels[2])
         write_patches(box.own, FIRST)
         up(box)
@@ -407,7 +393,6 @@ def kept(box: tiny.Box) -> str:
 
 
 def test_another_series_does_not_fit(ready: tiny.Box) -> None:
-    assert ready.own is not None
     assert "unchanged" in ready.run("up", "p40").stdout
     write_patches(ready.own, FIRST, SECOND)
     assert "the patches of its small 1.0+legacy.1 have changed" in kept(ready)
@@ -419,18 +404,19 @@ def test_another_series_does_not_fit(ready: tiny.Box) -> None:
 
 
 def test_patched_before_and_not_now_and_the_other_way_round(ready: tiny.Box) -> None:
-    own, ready.own = ready.own, None
+    patches = (ready.own / "data" / "stacks.toml").read_text()
+    tiny.write_catalog(ready.own)
     assert "its small 1.0+legacy.1 is patched, and is not now" in kept(ready)
     assert up(ready, "--recreate")["packages"]["small"] == "1.0"
     assert ask(ready, "import small.part1; print(small.part1.N)") == "1"
-    ready.own = own
+    (ready.own / "data" / "stacks.toml").write_text(patches)
     assert "its small is as published, and is patched now" in kept(ready)
     path = ready.target / "legacy-cuda.json"
     manifest = json.loads(path.read_text())
     del manifest["patched"]  # of a version of the tool that knew no patches
     path.write_text(json.dumps(manifest))
     assert "its small is as published" in kept(ready)
-    ready.own = None
+    tiny.write_catalog(ready.own)
     assert up(ready)["state"].startswith("unchanged")
 
 
@@ -483,7 +469,6 @@ def test_building_imports_nothing_of_the_wheel(box: tiny.Box) -> None:
     wheel = tiny.make_wheel("small", "1.0", members)
     box.index.wheels[2] = wheel
     tiny.write_lock(box.locks, box.index.wheels)
-    assert box.own is not None
     write_catalog(box.own, wheel)
     assert build(box, "small", "--for", "p40")["file"] == WHEEL
 
@@ -495,7 +480,6 @@ def test_the_catalog_here_has_the_form_of_the_real_one(box: tiny.Box) -> None:
         import tomllib
     else:
         import tomli as tomllib
-    assert box.own is not None
     schema = json.loads((catalog.DATA.parent / "schema" / "patched.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     for folder in (catalog.DATA, box.own / "data"):

@@ -26,6 +26,8 @@ from typing import Any
 import builders
 import pytest
 
+from legacy_cuda import catalog
+
 LOCK = "torch-2.7.1"  # the lock that the p40's stack names
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ARCHITECTURES = (50, 60, 61, 70)
@@ -123,6 +125,27 @@ def make_stack(filler: int = 0) -> list[Wheel]:
         make_wheel("numpy", "2.2.6", {"numpy/__init__.py": b"def nothing():\n    pass\n"}),
         make_wheel("small", "1.0", {"small/__init__.py": b"", **many}),
     ]
+
+
+def write_catalog(own: Path, patched: str = "") -> Path:
+    """The catalog in ``own / "data"``, with no package patched but ``patched`` on the pascal stack.
+
+    The files that are left out, of patched packages and of locks, are those a test writes itself.
+    """
+    data = own / "data"
+    (data / "locks").mkdir(parents=True, exist_ok=True)
+    for path in catalog.DATA.iterdir():
+        if path.name not in ("stacks.toml", "patched.toml", "locks"):
+            (data / path.name).unlink(missing_ok=True)
+            (data / path.name).symlink_to(path)
+    stacks = (catalog.DATA / "stacks.toml").read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^patched = .*\n", "", stacks)
+    if patched:
+        head, found, tail = text.partition('name = "pascal"\n')
+        assert found
+        text = f'{head}{found}patched = ["{patched}"]\n{tail}'
+    (data / "stacks.toml").write_text(text, encoding="utf-8")
+    return data
 
 
 def write_lock(directory: Path, wheels: list[Wheel], wrong: frozenset[str] = frozenset()) -> Path:
@@ -302,34 +325,36 @@ def use(index: Index, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def command(locks: Path | None = None, own: Path | None = None) -> list[str]:
-    """The command line of legacy-cuda, with the locks of a folder in place of the catalog's.
+def command(own: Path | None = None) -> list[str]:
+    """The command line of legacy-cuda, with the catalog in ``own / "data"`` in place of its own.
 
-    ``own`` is a folder with a whole catalog in ``data`` and patches in ``patches``.
+    Patches, and modules that patched wheels carry, are then looked for in ``own``.
     """
-    if locks is None:
+    if own is None:
         return [sys.executable, "-m", "legacy_cuda"]
     program = (
-        "import sys, pathlib; from legacy_cuda.catalog import locks; "
-        f"locks.LOCK_DIRECTORY = pathlib.Path({str(locks)!r}); "
+        "import sys, pathlib; from legacy_cuda import catalog; from legacy_cuda.build import series; "
+        f"from legacy_cuda.catalog import locks; series.PACKAGE = pathlib.Path({str(own)!r}); "
+        "catalog.DATA = series.PACKAGE / 'data'; locks.LOCK_DIRECTORY = catalog.DATA / 'locks'; "
+        "from legacy_cuda.cli import main; sys.exit(main())"
     )
-    if own is not None:
-        program += (
-            "import legacy_cuda.build.series as series; from legacy_cuda import catalog; "
-            f"series.PACKAGE = pathlib.Path({str(own)!r}); catalog.DATA = series.PACKAGE / 'data'; "
-        )
-    program += "from legacy_cuda.cli import main; sys.exit(main())"
     return [sys.executable, "-c", program]
 
 
 @dataclass
 class Box:
-    """A home of its own, with the tiny stack's lock and the index that serves it."""
+    """A home of its own, with the tiny stack's catalog and the index that serves it."""
 
     home: Path
     index: Index
-    locks: Path
-    own: Path | None = None
+
+    @property
+    def own(self) -> Path:
+        return self.home / "own"
+
+    @property
+    def locks(self) -> Path:
+        return self.own / "data" / "locks"
 
     @property
     def target(self) -> Path:
@@ -342,9 +367,9 @@ class Box:
     def run(
         self, *arguments: str, variables: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run legacy-cuda with the tiny lock."""
+        """Run legacy-cuda with the tiny catalog."""
         return subprocess.run(
-            [*command(self.locks, self.own), *arguments],
+            [*command(self.own), *arguments],
             env={**self.variables, **(variables or {})},
             capture_output=True,
             text=True,
@@ -359,5 +384,7 @@ def box(home: Path, wheels: list[Wheel] | None = None) -> Iterator[Box]:
     """A box below a folder of the test."""
     chosen = make_stack() if wheels is None else wheels
     with serve(chosen) as index:
-        write_lock(home / "locks", chosen)
-        yield Box(home, index, home / "locks")
+        fresh = Box(home, index)
+        write_catalog(fresh.own)
+        write_lock(fresh.locks, chosen)
+        yield fresh

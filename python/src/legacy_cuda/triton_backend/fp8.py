@@ -63,7 +63,7 @@ def make(capability: tuple[int, int]) -> Any:
         before, after = format_of(source.scalar), format_of(target.scalar)
         if not (source.scalar.is_floating() and target.scalar.is_floating()):
             return None
-        if before is None and after is None or before is E5M2 and target.scalar.is_fp16():
+        if (before is None and after is None) or (before is E5M2 and target.scalar.is_fp16()):
             return None
         if other_rounding:
             if after is E4M3:
