@@ -333,7 +333,8 @@ def command(own: Path | None = None) -> list[str]:
     if own is None:
         return [sys.executable, "-m", "legacy_cuda"]
     program = (
-        "import sys, pathlib; from legacy_cuda import catalog; from legacy_cuda.catalog import locks; "
+        "import sys, pathlib; from legacy_cuda import catalog; "
+        "from legacy_cuda.catalog import locks; "
         f"from legacy_cuda.build import series; series.PACKAGE = pathlib.Path({str(own)!r}); "
         "catalog.DATA = series.PACKAGE / 'data'; locks.LOCK_DIRECTORY = catalog.DATA / 'locks'; "
         "from legacy_cuda.cli import main; sys.exit(main())"
