@@ -1,6 +1,6 @@
-"""Remake the locks: the wheels, sha256s and sizes of everything a stack installs from PyPI.
+"""Remake the locks: the wheels, sha256s and sizes of everything that is installed from PyPI.
 
-    python tools/update_locks.py [--stack NAME] [--check] [--exclude-newer DATE]
+    python tools/update_locks.py [--lock NAME] [--check] [--exclude-newer DATE]
 
 The keys above the first package of ``catalog/data/locks/NAME.toml`` are the input and written by
 a person (a new lock starts as a file with nothing else); everything below is written here. With no
@@ -324,18 +324,18 @@ def moment(text: str) -> str:
     return f"{date.fromisoformat(text).isoformat()}T00:00:00Z"
 
 
-def lock_paths(stack: str | None) -> list[Path]:
-    """The locks of one stack, or of all.
+def lock_paths(name: str | None) -> list[Path]:
+    """One lock, or all.
 
     Raises:
-        BadInputError: there is no such stack.
+        BadInputError: there is no such lock.
     """
-    stacks = tomllib.loads((DATA / "stacks.toml").read_text(encoding="utf-8"))["stack"]
-    names = {item["lock"] for item in stacks if stack in (None, item["name"])}
-    if not names:
-        known = ", ".join(item["name"] for item in stacks)
-        raise BadInputError(f"there is no stack {stack!r}; known: {known}")
-    return [DATA / "locks" / f"{name}.toml" for name in sorted(names)]
+    paths = sorted((DATA / "locks").glob("*.toml"))
+    chosen = [path for path in paths if name in (None, path.stem)]
+    if not chosen:
+        known = ", ".join(path.stem for path in paths)
+        raise BadInputError(f"there is no lock {name!r}; known: {known}")
+    return chosen
 
 
 def http_session() -> requests.Session:
@@ -349,7 +349,7 @@ def http_session() -> requests.Session:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description="Remake the locks of the catalog.")
-    parser.add_argument("--stack", metavar="NAME", help="only the lock of this stack")
+    parser.add_argument("--lock", metavar="NAME", help="only this lock")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a change")
     parser.add_argument(
         "--exclude-newer",
@@ -361,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     changed = False
     try:
         with http_session() as session:
-            for path in lock_paths(options.stack):
+            for path in lock_paths(options.lock):
                 header = read_header(path)
                 if options.exclude_newer is not None:
                     header["exclude_newer"] = options.exclude_newer

@@ -29,7 +29,7 @@ REFUSALS = (
     Refusal(
         "transpose_128_kib",
         below=(8, 0),
-        message="131072 bytes of shared memory",
+        message="transpose needs 13",
         reason="a block has 48 KiB of shared memory on 3.x to 6.x and 96 KiB on 7.0 (CUDA C++"
         " Programming Guide, technical specifications)",
     ),
