@@ -9,6 +9,7 @@ import pytest
 from numerics import relative, torch
 
 nn = pytest.importorskip("torch.nn")
+metrics = pytest.importorskip("torch._inductor.metrics")
 pytestmark = pytest.mark.usefixtures("compiled", "on_a_gpu")
 
 
@@ -50,6 +51,7 @@ def compare(function: Any, inputs: tuple[Any, ...], bound: float, backward: bool
         weights = [item for item in function.parameters() if item.requires_grad]
         return torch.autograd.grad(result, weights, grad)
 
+    metrics.reset()
     compiled = torch.compile(function, fullgraph=True)
     expected = function(*inputs)
     grad = torch.randn_like(expected)
@@ -57,6 +59,7 @@ def compare(function: Any, inputs: tuple[Any, ...], bound: float, backward: bool
     wanted = gradients(expected) if backward else ()
     found = compiled(*inputs)
     relative(found.detach(), expected.detach(), bound)
+    assert metrics.generated_kernel_count > 0, "Inductor made no kernel: eager beside eager"
     for one, other in zip(gradients(found) if backward else (), wanted, strict=True):
         relative(one, other, 4 * bound)
 

@@ -290,6 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number, item in enumerate(options.triton):
             name, _, path = item.partition("=")
             record = work / f"{name}.record"
+            record.touch()
             try:
                 settings = command.prepare(options.capability, options.compile_only, True, record)
             except UserError as error:

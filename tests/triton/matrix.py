@@ -37,8 +37,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CAPABILITIES: tuple[Pair, ...] = ((3, 7), (5, 2), (6, 0), (6, 1), (7, 0))
 #: Where unpatched Triton has to accept the kernels: 8.0, but for what came later.
 PROOFS: tuple[Pair, ...] = ((8, 0), (8, 9), (9, 0))
-#: Where the SASS is counted: fp16 arithmetic is slow or missing on these.
-SASS: tuple[Pair, ...] = ((5, 2), (6, 1))
+#: Where the SASS is counted.
+SASS: tuple[Pair, ...] = ((5, 2), (6, 1), (7, 0))
+#: Where fp16 arithmetic is slow or missing.
+HALF_SLOW: tuple[Pair, ...] = ((5, 2), (6, 1))
 #: The tags of kernels whose opcodes the report shows. That there is no fp16 arithmetic at the
 #: capabilities of `SASS` holds for every kernel.
 SHOWN = ("dot", "softmax", "layernorm", "attention")
@@ -303,14 +305,16 @@ def surprises(document: Document, *, sass: bool = True) -> list[Surprise]:
 def _wrong_code(cell: dict[str, Any], capability: Pair, sass: bool) -> list[str]:
     wrong = []
     made_for = cell["cubin_capability"]
-    if made_for is not None and tuple(made_for) != capability:
+    if made_for is None:
+        wrong.append("nothing is known of what the cubin is for")
+    elif tuple(made_for) != capability:
         wrong.append(f"the cubin is for {name_of(tuple(made_for))}")
     if cell["shared"] > SHARED_LIMIT and capability < (7, 0):
         wrong.append(f"{cell['shared']} bytes of shared memory, more than {SHARED_LIMIT}")
     if not sass or "opcodes" not in cell:
         return wrong
     halves = half_arithmetic(cell["opcodes"])
-    if halves and cell["kernel"] not in HALF_KEPT:
+    if halves and capability in HALF_SLOW and cell["kernel"] not in HALF_KEPT:
         wrong.append(f"{halves} instructions of fp16 arithmetic")
     if "int8-dot" in cell["tags"] and capability in DP4A and not dp4a(cell["detailed"]):
         wrong.append("an int8 dot without DP4A")

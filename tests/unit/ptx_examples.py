@@ -339,4 +339,8 @@ REFUSED = [
     "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r10], %r1, [%r10];",
     "min.s16x2 %r5, %r1, %r2;",
     "fma.rn.oob.f16 %rs5, %rs1, %rs2, %rs3;",
+    "add.f32.bf16 %f5, %rs1, %f2;",
+    "fma.rn.f32.f16 %f5, %rs1, %rs2, %f3;",
+    "min.relu.s32 %r5, %r1, %r2;",
+    "ld.global.v4.b64 {%rd5, %rd6, %rd7, %rd8}, [%rd1];",
 ]

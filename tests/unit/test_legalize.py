@@ -570,7 +570,8 @@ def test_fma_at_its_hardest() -> None:
 
 @pytest.mark.parametrize(("kind", "shape"), [("f16", F16), ("bf16", BF16)])
 def test_extremes_of_special_numbers(kind: str, shape: Format) -> None:
-    for name, modifiers in itertools.product(("min", "max"), ("", ".NaN", ".NaN.xorsign.abs")):
+    every = ("", ".NaN", ".xorsign.abs", ".NaN.xorsign.abs")
+    for name, modifiers in itertools.product(("min", "max"), every):
         run = program(f"{name}{modifiers}.{kind} %rs9, %rs1, %rs2;").run
         for a, b in itertools.product(SPECIAL, SPECIAL):
             got = run(rs1=a, rs2=b)["%rs9"]
@@ -579,7 +580,7 @@ def test_extremes_of_special_numbers(kind: str, shape: Format) -> None:
                 left, right = a & 0x7FFF, b & 0x7FFF
             values = [shape.value(left), shape.value(right)]
             nans = [value != value for value in values]
-            if all(nans) or (any(nans) and modifiers):
+            if all(nans) or (any(nans) and "NaN" in modifiers):
                 assert got == 0x7FFF
                 continue
             if any(nans):
@@ -657,6 +658,20 @@ def test_comparisons_of_special_numbers() -> None:
                 assert mask(rs1=a, rs2=b)["%r9"] == (0xFFFFFFFF if holds else 0)
                 unit = shape.bits_of(Fraction(1))
                 assert halves(number(r1=a, r2=b)["%r9"])[0] == (unit if holds else 0)
+
+
+@pytest.mark.parametrize("targets", ["%p1|%p2", "%p2|%p1"])
+@pytest.mark.parametrize(
+    ("kind", "one", "two"), [("f16x2", 0x3C00, 0x4000), ("bf16x2", 0x3F80, 0x4000)]
+)
+def test_a_guard_that_is_a_result(kind: str, one: int, two: int, targets: str) -> None:
+    run = program(f"@%p1 setp.lt.{kind} {targets}, %r1, %r2;", (5, 2)).run
+    for low, high in itertools.product((one, two), (one, two)):
+        found = run(r1=one << 16 | one, r2=high << 16 | low, p1=1, p2=low == one)
+        first, second = (found[name] for name in targets.split("|"))
+        assert (first, second) == (low == two, high == two)
+        kept = run(r1=one << 16 | one, r2=high << 16 | low, p1=0, p2=1)
+        assert (kept["%p1"], kept["%p2"]) == (0, 1)
 
 
 def test_exponential_and_tangent_within_the_isas_error() -> None:
@@ -1052,14 +1067,15 @@ def test_copies_of_every_size(count: int) -> None:
         assert memory.bytes("shared", BASE + 16 + count, 8) == b"\xee" * 8
 
 
-def test_a_copy_ignores_its_source_where_told() -> None:
-    text = ".reg .pred %q<4>; @%p1 cp.async.cg.shared.global [words], [%rd1], 16, %q3;"
+@pytest.mark.parametrize("sign", ["", "!"])
+def test_a_copy_ignores_its_source_where_told(sign: str) -> None:
+    text = f".reg.pred %q<4>; @%p1 cp.async.cg.shared.global [words], [%rd1], 16, {sign}%q3;"
     for ignored in (0, 1):
         memory = Memory()
         memory.fill("shared", BASE, bytes([0xEE] * 16))
         if not ignored:
             memory.fill("global", BASE, bytes(range(16)))
-        program(text).run(memory, p1=1, q3=ignored, rd1=BASE)
+        program(text).run(memory, p1=1, q3=ignored ^ bool(sign), rd1=BASE)
         assert memory.bytes("shared", BASE, 16) == (bytes(16) if ignored else bytes(range(16)))
     memory = Memory()
     program(text).run(memory, p1=0)
@@ -1086,6 +1102,8 @@ def test_scopes() -> None:
     scopes.open()
     scopes.declare(".reg .pred /* x */ address;")
     assert (scopes.type_of("address"), scopes.type_of("%rd4")) == ("pred", "b64")
+    scopes.declare(".reg.f16x2 h,\n\tg;")
+    assert (scopes.type_of("h"), scopes.type_of("g")) == ("f16x2", "f16x2")
     scopes.close()
     assert (scopes.type_of("address"), scopes.type_of("%rd5")) == ("b64", "")
     assert scopes.is_register("address") and not scopes.is_register("variable")
@@ -1096,12 +1114,12 @@ def test_scopes() -> None:
 
 def test_a_register_of_ones_own_name_in_an_address() -> None:
     text = "{ .reg .b64 a; .reg .b16 h; red.add.noftz.f16 [a], h; }"
-    assert "mov.b64 %legacy0_1, a;" in legal(text)
+    assert "mov.b64 %legacy0_0, a;" in legal(text)
     with pytest.raises(LegalizeError, match="needs its state space"):
         legal(text.replace(".reg .b64 a;", ""))
     add = "red.shared.add.noftz.f16 [a], 0;"
     new = legal(f"{{ .reg .b32 a; {add} }} {add}")  # the second is a variable's
-    assert "cvt.u32.u32 %legacy0_1, a;" in new and "mov.u32 %legacy1_1, a;" in new
+    assert "cvt.u32.u32 %legacy0_0, a;" in new and "mov.u32 %legacy1_0, a;" in new
 
 
 def test_three_hundred_kilobytes_in_a_moment() -> None:

@@ -9,18 +9,20 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import legacy_cuda
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.cli import replay as replay_command
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.replay import command, gpu, report
-from legacy_cuda.replay.inside import assemble
+from legacy_cuda.replay.inside import assemble, torch_hooks
 from legacy_cuda.replay.inside.imports import PostImport
 from legacy_cuda.replay.inside.record import Record
 from legacy_cuda.replay.inside.settings import Settings
@@ -77,7 +79,7 @@ TRITON = {
             def __init__(self, target):
                 self.target = target
             def make_cubin(self, src, metadata, opt, capability):
-                ptxas = os.path.join(os.path.dirname(__file__), "bin", "ptxas")
+                ptxas = os.path.join(str(Path(__file__).parent), "bin", "ptxas")
                 with tempfile.NamedTemporaryFile(mode="w", suffix=".ptx") as source, \\
                         tempfile.NamedTemporaryFile(mode="r", suffix=".log") as log:
                     source.write(src); source.flush()
@@ -372,7 +374,7 @@ def test_the_old_targets_ptxas_decides(
         {"name": "add", "error": "Feature '.acq_rel' requires .target sm_70", "times": 1}
     ]
     said = capfd.readouterr().err
-    assert "PTXAS error" in said and "1 refused by the old target's ptxas" in said
+    assert "PTXAS error" in said and "1 refused for the old target" in said
     assert "runs on" not in said
 
 
@@ -426,15 +428,24 @@ def test_torch_sees_the_old_gpu(
 def test_a_patched_torch_opens_its_gates_itself(
     packages: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_h200: None
 ) -> None:
+    with (packages / "torch" / "utils" / "_triton.py").open("a") as file:
+        file.write(f"{torch_hooks.PATCH_MARK}):\n    return True\n")
     program = """
-        import torch
-        torch.__version__ = "2.7.1+legacy.1"
-        import torch.utils._triton, torch._dynamo.device_interface as interfaces
+        import torch, torch.utils._triton, torch._dynamo.device_interface as interfaces
         print(torch.utils._triton.has_triton(), interfaces.CudaInterface.is_triton_capable(),
               file=out)
         """
-    _, _, out = replay(packages, monkeypatch, tmp_path, program)
+    _, document, out = replay(packages, monkeypatch, tmp_path, program)
     assert out == "False False\n"
+    assert document["programs"][0]["patched"] is True
+
+
+def test_the_mark_of_a_patched_torch_is_in_a_patch() -> None:
+    added = "".join(
+        (f"+{torch_hooks.PATCH_MARK}" in path.read_text() and str(path)) or ""
+        for path in (Path(legacy_cuda.__file__).parent / "patches" / "torch").glob("*/*.patch")
+    )
+    assert added.endswith(".patch")
 
 
 def test_nothing_is_launched_without_a_gpu(
@@ -549,12 +560,57 @@ def test_a_signal_ends_the_command() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [([], "nothing to replay"), (["--"], "nothing to replay"),
-     (["--", "no-such-command-here"], "no command"), (["--", os.devnull], "cannot be run")],
+     (["--", "no-such-command-here"], "cannot be run"), (["--", os.devnull], "cannot be run"),
+     (["--", os.devnull + "/x"], "cannot be run"), (["--", __file__], "cannot be run"),
+     (["--report", os.devnull + "/x/y", "--", "true"], "report cannot be written"),
+     (["--report", str(Path(__file__).parent), "--", "true"], "report cannot be written")],
 )  # fmt: skip
 def test_commands_that_cannot_run(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         replay_command.run(options("--capability", "6.1", "--compile-only", *words))
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 2 and caught.value.next_step
+
+
+def test_a_record_that_breaks_off_costs_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    script = 'printf \'{"kind": "kernel", "pid\' >> "$LEGACY_CUDA_REPLAY_RECORD"; exit 5'
+    words = ["--capability", "6.1", "--compile-only", "--", "sh", "-c", script]
+    assert replay_command.run(options(*words)) == 5
+    assert "nothing was replayed" in capsys.readouterr().err
+
+
+def test_what_outlives_the_report_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "record"
+    path.touch()
+    record = Record(str(path))
+    record.launches = 2
+    record.flush()
+    assert json.loads(path.read_text())["count"] == 2
+    path.unlink()
+    record.add("kernel")
+    record.flush()
+    assert not path.exists()
+
+
+def test_ptxas_is_watched_thread_by_thread(tmp_path: Path) -> None:
+    watched = assemble.WatchedSubprocess()
+    meeting = threading.Barrier(2, timeout=60)
+    seen: dict[str, list[str]] = {}
+
+    def work(name: str) -> None:
+        with watched.watch() as runs, (tmp_path / name).open("w+") as log:
+            meeting.wait()
+            watched.run(["sh", "-c", f"echo {name} >&2"], stderr=log)
+            meeting.wait()
+        seen[name] = [run.log.strip() for run in runs]
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"a": ["a"], "b": ["b"]}
 
 
 def test_options_of_the_command_are_its_own() -> None:
@@ -747,6 +803,7 @@ def test_modules_that_are_there_are_hooked_at_once(monkeypatch: pytest.MonkeyPat
 
 def test_records_of_many_processes(tmp_path: Path) -> None:
     path = tmp_path / "record"
+    path.touch()
     script = (
         "import sys\nfrom legacy_cuda.replay.inside.record import Record\n"
         "record = Record(sys.argv[1])\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from legacy_cuda.cli import output
-from legacy_cuda.errors import UserError
+from legacy_cuda.errors import SurroundingsError, UserError
 
 
 def add(subparsers: Any) -> None:
@@ -62,17 +62,24 @@ def run(arguments: argparse.Namespace) -> int:
             next_step="put the command behind --: legacy-cuda replay --capability 6.1 -- python "
             "program.py",
         )
+    if arguments.report is not None:
+        report.check_target(arguments.report)
     record = command.temporary_record()
     try:
         settings = command.prepare(
             arguments.capability, arguments.compile_only, arguments.stock, record
         )
-        print(f"legacy-cuda: {settings.words}", file=sys.stderr, flush=True)
+        print(f"legacy-cuda: {settings.intent}", file=sys.stderr, flush=True)
         code = command.run(words, settings)
         document = report.gather(settings, words, code)
-        if arguments.report is not None:
-            report.write(document, arguments.report)
         print(f"legacy-cuda: {report.summary(document)}", file=sys.stderr, flush=True)
+        if arguments.report is not None:
+            try:
+                report.write(document, arguments.report)
+            except OSError as error:
+                problem = SurroundingsError("the report could not be written", str(error))
+                output.error(problem)
+                return code or problem.exit_code
         return code
     finally:
         record.unlink(missing_ok=True)

@@ -98,8 +98,6 @@ def environment(settings: Settings, before: Mapping[str, str]) -> dict[str, str]
         if not before.get(name):
             changed[name] = str(folder / part)
     changed["TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER"] = "0"
-    plugins = [part for part in before.get("PYTEST_PLUGINS", "").split(",") if part]
-    changed["PYTEST_PLUGINS"] = ",".join([*plugins, "legacy_cuda_replay.pytest_header"])
     return changed
 
 
@@ -114,15 +112,18 @@ def run(command: list[str], settings: Settings) -> int:
     """Run a command in the replay; returns its exit code, 128 + N if signal N ended it.
 
     Raises:
-        UserError: there is no such command.
+        UserError: it cannot be started.
     """
     variables = {**os.environ, **environment(settings, os.environ)}
     try:
         process = subprocess.Popen(command, env=variables)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no command {command[0]!r}", str(error)) from error
-    except PermissionError as error:
-        raise UserError(f"{command[0]!r} cannot be run", str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"{command[0]!r} cannot be run",
+            str(error),
+            "put a program and its arguments behind --: legacy-cuda replay --capability "
+            f"{Capability(*settings.capability)} -- python program.py",
+        ) from error
     try:
         while True:
             try:

@@ -11,9 +11,10 @@ import pytest
 
 from legacy_cuda.errors import UserError
 from legacy_cuda.replay import command, report
+from legacy_cuda.replay.inside.record import Record
 from legacy_cuda.replay.inside.settings import Settings
 
-_active: tuple[Settings, Path | None] | None = None
+_active: tuple[Settings, Record | None, Path | None] | None = None
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -37,10 +38,14 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
     options = early_config.known_args_namespace
     if not options.replay_capability:
         return
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # its controller set up the replay, and this process with it
     if os.environ.get("LEGACY_CUDA_REPLAY"):
         raise pytest.UsageError("this is a replay already: --replay-capability is too much")
     record = command.temporary_record()
     try:
+        if options.replay_report:
+            report.check_target(Path(options.replay_report))
         settings = command.prepare(
             options.replay_capability, options.replay_compile_only, options.replay_stock, record
         )
@@ -55,17 +60,19 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
     from legacy_cuda.replay import inside
     from legacy_cuda.replay.inside import pytest_header
 
-    inside.install()
+    made = inside.install()
     early_config.pluginmanager.register(pytest_header)
     target = options.replay_report
-    _active = settings, Path(target).absolute() if target else None
+    _active = settings, made, Path(target).absolute() if target else None
 
 
 def pytest_unconfigure() -> None:
     global _active
     if _active is None:
         return
-    (settings, target), _active = _active, None
+    (settings, record, target), _active = _active, None
+    if record is not None:
+        record.flush()
     if target is not None:
         report.write(report.gather(settings, sys.argv, None), target)
     Path(settings.record).unlink(missing_ok=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from legacy_cuda import __version__
+from legacy_cuda.errors import UserError
 from legacy_cuda.replay.inside.settings import Settings, dotted
 
 
@@ -21,15 +24,15 @@ def gather(settings: Settings, command: list[str], exit_code: int | None) -> dic
     lines = []
     path = Path(settings.record)
     if settings.record and path.exists():
-        with path.open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = [line for text in file if (line := _read(text))]
     kernels: dict[tuple[str, str], dict[str, Any]] = {}
     refused: dict[tuple[str, str], int] = {}
     programs: dict[tuple[str, str, str, bool], set[int]] = {}
     launches = 0
     for line in lines:
-        kind = line.pop("kind")
-        pid = line.pop("pid")
+        kind = line.pop("kind", "")
+        pid = line.pop("pid", 0)
         if kind == "kernel":
             kernels[line["name"], line["ptx"]] = line
         elif kind == "refused":
@@ -69,13 +72,48 @@ def gather(settings: Settings, command: list[str], exit_code: int | None) -> dic
     }
 
 
+def _read(text: str) -> dict[str, Any]:
+    """One line of the record; nothing of one that a killed process left half-written."""
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def check_target(path: Path) -> None:
+    """Whether a report can be written there, before the work it is about is done.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with _beside(path).open("wb"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written to {path}", str(error), "name another file"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            _beside(path).unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def write(document: dict[str, Any], path: Path) -> None:
     """Write the document, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps({"schema": "legacy-cuda/replay/1", **document}, indent=1)
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
+    try:
+        _beside(path).write_text(text + "\n", encoding="utf-8")
+        _beside(path).replace(path)
+    finally:
+        _beside(path).unlink(missing_ok=True)
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -91,7 +129,7 @@ def summary(document: dict[str, Any]) -> str:
     if spilling:
         parts.append(f"{spilling} of them spill registers on the old target")
     if refused:
-        parts.append(f"{len(refused)} refused by the old target's ptxas")
+        parts.append(f"{len(refused)} refused for the old target")
     if document["launches_left_out"]:
         parts.append(f"{_count(document['launches_left_out'], 'launch', 'launches')} left out")
     return ", ".join(parts)

@@ -50,6 +50,7 @@ _OPERAND_TOKEN = re.compile(rf"{COMMENT}|{_QUOTED}|[,()\[\]{{}}]")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _ADDRESS = re.compile(r"\[\s*([\w$%.]+)\s*(?:\+\s*(-?\s*\w+)\s*)?\]")
 _INTEGER = re.compile(r"(-?)\s*(0[xX][0-9a-fA-F]+|0[bB][01]+|[0-9]+)U?")
+_DECLARATION = re.compile(r"\.reg\s*\.(\w+)\s+([^;]*)")
 _REGISTERS = re.compile(r"([\w$%]+)\s*(<\s*\d+\s*>)?")
 
 
@@ -240,9 +241,9 @@ class Scopes:
         """The type a register was declared with, ``b32``; empty where it was not."""
         for block in reversed(self._blocks):
             for directive in reversed(block):
-                words = _COMMENTS.sub(" ", directive).replace(";", " ").split(None, 2)
-                if len(words) == 3 and _declares(words[2], name):
-                    return words[1].lstrip(".")
+                match = _DECLARATION.match(_COMMENTS.sub(" ", directive))
+                if match and _declares(match[2], name):
+                    return match[1]
         return ""
 
     def is_register(self, name: str) -> bool:
@@ -328,14 +329,17 @@ class Block:
         return f"${self._prefix}{self._count - 1}"
 
     def place(self, label: str) -> None:
-        """Put a label here."""
-        self._lines.append(f"{label}:")
+        """Put a label here, if it is one."""
+        if label:
+            self._lines.append(f"{label}:")
 
     def unless(self, guard: str) -> str:
-        """Jump to the returned label, still to be placed, where the guard does not hold."""
+        """Jump to the returned label, still to be placed, where the guard does not hold; an empty
+        one where there is no guard."""
+        if not guard:
+            return ""
         end = self.label()
-        if guard:
-            self.do("bra", end, guard=f"@{guard[2:]}" if guard[1] == "!" else f"@!{guard[1:]}")
+        self.do("bra", end, guard=f"@{guard[2:]}" if guard[1] == "!" else f"@!{guard[1:]}")
         return end
 
     def __str__(self) -> str:

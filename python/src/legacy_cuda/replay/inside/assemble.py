@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,19 +37,21 @@ class WatchedSubprocess:
     """Stands in for the module ``subprocess`` where Triton calls ptxas, and keeps what it says."""
 
     def __init__(self) -> None:
-        self._runs: list[PtxasRun] | None = None
+        self._of_thread = threading.local()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(subprocess, name)
 
     @contextmanager
     def watch(self) -> Iterator[list[PtxasRun]]:
-        """The runs within the block."""
-        before, self._runs = self._runs, []
+        """The runs within the block, of this thread."""
+        before = getattr(self._of_thread, "runs", None)
+        runs: list[PtxasRun] = []
+        self._of_thread.runs = runs
         try:
-            yield self._runs
+            yield runs
         finally:
-            self._runs = before
+            self._of_thread.runs = before
 
     def run(self, command: list[str], *arguments: Any, **options: Any) -> Any:
         """``subprocess.run``."""
@@ -56,9 +59,10 @@ class WatchedSubprocess:
             return subprocess.run(command, *arguments, **options)
         finally:
             name = getattr(options.get("stderr"), "name", None)
-            if self._runs is not None and isinstance(name, str):
+            runs = getattr(self._of_thread, "runs", None)
+            if runs is not None and isinstance(name, str):
                 log = Path(name).read_text(errors="replace")
-                self._runs.append(PtxasRun([str(part) for part in command], log))
+                runs.append(PtxasRun([str(part) for part in command], log))
 
 
 def read_report(log: str) -> dict[str, int]:

@@ -6,21 +6,22 @@ import importlib
 import inspect
 from typing import Any
 
+from .record import Record
 from .settings import Settings, number
 
 
 class OfflineDriver:
     """What Triton asks of its driver, as far as compiling and launching go."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, record: Record) -> None:
         self.settings = settings
-        self.launches = 0
+        self.record = record
         self.utils = _Utils(settings)
         self.launcher_cls = self._launcher
 
     def _launcher(self, source: Any, metadata: Any) -> Any:
         def launch(*arguments: Any) -> None:
-            self.launches += 1
+            self.record.launches += 1
 
         return launch
 

@@ -100,6 +100,13 @@ class Settings:
         return f"replayed at {dotted(self.capability)} on {self.gpu_name}"
 
     @property
+    def intent(self) -> str:
+        """What is about to be done."""
+        if self.compile_only:
+            return f"compiling for {dotted(self.capability)}, launching nothing"
+        return f"replaying at {dotted(self.capability)} on {self.gpu_name}"
+
+    @property
     def key(self) -> str:
         """What keeps this replay's cached kernels apart from all others'."""
         on = f"on-{dotted(self.gpu)}" if self.gpu else "compile-only"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .imports import Hook
 from .record import Record, program
 from .settings import Settings, dotted, number
+
+PATCH_MARK = "def has_legacy_triton("
+"""In ``torch/utils/_triton.py``, of the first patch for torch."""
 
 
 def hooks(settings: Settings, record: Record) -> dict[str, Hook]:
@@ -55,8 +59,10 @@ def _package(record: Record, torch: Any) -> None:
 
 
 def is_patched(torch: Any) -> bool:
-    """Whether this PyTorch is one of our patched wheels, by its local version."""
-    return "legacy" in str(torch.__version__)
+    """Whether this PyTorch is one of our patched wheels: by what a patch adds to it, as
+    ``torch.__version__`` stays what it was built with."""
+    file = Path(torch.__file__).with_name("utils") / "_triton.py"
+    return file.is_file() and PATCH_MARK in file.read_text(encoding="utf-8")
 
 
 def _cuda(settings: Settings, cuda: Any) -> None:

@@ -174,14 +174,9 @@ def _kernels(record: Record, module: Any) -> None:
 
 def _offline(settings: Settings, record: Record, module: Any) -> None:
     """No GPU: the old capability is answered, and launches are counted."""
-    driver = OfflineDriver(settings)
+    driver = OfflineDriver(settings, record)
     module._create_driver = lambda: driver
     config = module.driver
     for name in ("_default", "_active") if hasattr(config, "_default") else ("default", "active"):
         setattr(config, name, driver)
-
-    def count() -> None:
-        if driver.launches:
-            record.add("launches", count=driver.launches)
-
-    atexit.register(count)
+    atexit.register(record.flush)

@@ -199,7 +199,7 @@ RULES = (
     Rule(
         name="half conversion",
         section=_SECTION,
-        guarantees="the same bits for every input, rounded once; NaN becomes 0x7FFF",
+        guarantees="the same bits for every number, rounded once; NaN becomes 0x7FFF",
         costs="about eight integer instructions for a bf16",
         opcodes=_CVT,
         needs=_needs,
@@ -208,7 +208,7 @@ RULES = (
     Rule(
         name="tf32 conversion",
         section=_SECTION,
-        guarantees="the same number; the bits below its mantissa are zero",
+        guarantees="the same number, the bits below its mantissa zero; NaN becomes 0x7FFFFFFF",
         costs="about four integer instructions",
         opcodes=_CVT,
         needs=_needs_tf32,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ..ptx import Block, Instruction, Opcode
-from .base import Capability, Context, Rule, pointer, removed
+from .base import SPACES, Capability, Context, Rule, pointer, removed
 
 _WORDS = {4: "b32", 8: "v2.b32", 16: "v4.b32"}
-_SHARED = ("shared", "shared::cta")
 
 
 def _asynchronous(opcode: Opcode) -> bool:
@@ -23,7 +22,7 @@ def _copy(instruction: Instruction, context: Context) -> str:
     if _has_policy(opcode):
         sizes.pop()
     count = instruction.integer(sizes[0])
-    if count not in _WORDS or not opcode.has(*_SHARED):
+    if count not in _WORDS or not opcode.has(*SPACES[1:]):
         raise instruction.error("4, 8 or 16 bytes to shared memory expected")
     block = context.block()
     end = block.unless(instruction.guard)
@@ -37,9 +36,11 @@ def _copy(instruction: Instruction, context: Context) -> str:
     else:
         for word in words:
             block.do("mov.b32", word, 0)
-        if context.scopes.type_of(sizes[1]) == "pred":
+        predicate = sizes[1].removeprefix("!").strip()
+        if context.scopes.type_of(predicate) == "pred":
             # With a predicate the source is ignored where it holds.
-            block.do(load, listed, f"[{origin}]", guard=f"@!{sizes[1]}")
+            holds = predicate == sizes[1]
+            block.do(load, listed, f"[{origin}]", guard=f"@{'!' if holds else ''}{predicate}")
         else:
             _partly(block, words, load, listed, origin, sizes[1])
     block.do(f"st.shared.{_WORDS[count]}", f"[{place}]", listed)

@@ -11,8 +11,8 @@ _CLUSTER = re.compile(
     rf"{COMMENT}|\.(?:(explicitcluster|blocksareclusters)\b|(reqnctapercluster|maxclusterrank)\s+"
     r"(\d+(?:\s*,\s*\d+)*))\s*"
 )
-_PACKED = {".f16": ".b16", ".f16x2": ".b32", ".bf16": ".b16", ".bf16x2": ".b32"}
-_REGISTER = re.compile(r"(\.reg\s+)(\.\w+)")
+_PACKED = {".f16": ".b16", ".f16x2": ".b32"}  # from 5.3 on
+_REGISTER = re.compile(r"(\.reg\s*)(\.\w+)")
 
 
 def cluster_directives(directive: str) -> str:
@@ -35,9 +35,9 @@ def cluster_directives(directive: str) -> str:
 
 
 def register_directive(directive: str, capability: Capability) -> str:
-    """A declaration of registers, with a size in place of fp16 and bf16 types that the target has
+    """A declaration of registers, with a size in place of fp16 types that the target has
     not. (PTX ISA, "Packed Data Types".)"""
     match = _REGISTER.match(directive)
-    if not match or match[2] not in _PACKED or (capability >= (5, 3) and "b" not in match[2]):
+    if not match or match[2] not in _PACKED or capability >= (5, 3):
         return directive
     return f"{match[1]}{_PACKED[match[2]]}{directive[match.end() :]}"

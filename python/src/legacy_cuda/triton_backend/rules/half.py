@@ -22,6 +22,8 @@ def _needs(opcode: Opcode) -> Capability | None:
         return (8, 6)
     if opcode.name == "tanh" and not kind.startswith("bf16"):
         return (7, 5)
+    if kind != "f32" and opcode.has("f32"):  # mixed: `unavailable` names it
+        return None
     if kind == "f32":
         return (8, 0) if opcode.name in ("min", "max") and opcode.has("NaN") else None
     if kind.startswith("bf16"):
@@ -56,8 +58,9 @@ def deliver(block: Block, guard: str, target: str, halves: list[str]) -> None:
         block.do("mov.b32", target, f"{{{halves[0]}, {halves[1]}}}", guard=guard)
 
 
-def extreme(block: Block, opcode: Opcode, a: str, b: str) -> str:
-    """``min`` or ``max`` of two fp32 numbers with the modifiers NaN and xorsign.abs."""
+def extreme(block: Block, opcode: Opcode, a: str, b: str, sign: str = "") -> str:
+    """``min`` or ``max`` of two fp32 numbers with the modifiers NaN and xorsign.abs; ``sign`` is
+    the xor of the operands, where it cannot be taken from these."""
     left, right = a, b
     if opcode.has("xorsign"):
         left = block.b32("and.b32", a, "0x7FFFFFFF")
@@ -65,9 +68,10 @@ def extreme(block: Block, opcode: Opcode, a: str, b: str) -> str:
     ftz = ".ftz" if opcode.has("ftz") else ""
     value = block.b32(f"{opcode.name}{ftz}.f32", left, right)
     if opcode.has("xorsign"):
-        sign = block.b32("xor.b32", a, b)
-        sign = block.b32("and.b32", sign, "0x80000000")
-        value = block.b32("or.b32", value, sign)
+        sign = block.b32("and.b32", sign or block.b32("xor.b32", a, b), "0x80000000")
+        empty = block.pred("setp.nan.f32", value, value)
+        signed = block.b32("or.b32", value, sign)
+        value = block.b32("selp.b32", NAN32, signed, empty)
     if opcode.has("NaN"):
         nan = block.pred("setp.nan.f32", a, b)
         value = block.b32("selp.b32", NAN32, value, nan)
@@ -117,7 +121,14 @@ def _arithmetic(instruction: Instruction, context: Context) -> str:
             operation, mask = ("xor", "0x8000") if opcode.name == "neg" else ("and", "0x7FFF")
             results.append(block.b16(f"{operation}.b16", inputs[0], mask))
             continue
-        number = _computed(block, opcode, [widened(block, element, half) for half in inputs])
+        numbers = [widened(block, element, half) for half in inputs]
+        if opcode.has("xorsign"):  # a widened NaN has lost its sign
+            sign = block.b16("xor.b16", *inputs)
+            sign = block.b32("cvt.u32.u16", sign)
+            sign = block.b32("shl.b32", sign, 16)
+            number = extreme(block, opcode, numbers[0], numbers[1], sign)
+        else:
+            number = _computed(block, opcode, numbers)
         if opcode.has("sat"):
             number = block.b32("cvt.sat.f32.f32", number)
         if opcode.has("relu"):
@@ -154,9 +165,11 @@ def _setp(instruction: Instruction, context: Context) -> str:
     if len(targets) != 2:
         raise instruction.error("two predicates expected, p|q")
     values = [block.pred(compare, left, right, *combined) for left, right in pairs]
+    end = block.unless(guard)  # the guard may be one of the results
     for place, value in zip(targets, values, strict=True):
         if place != "_":
-            block.do("mov.pred", place, value, guard=guard)
+            block.do("mov.pred", place, value)
+    block.place(end)
     return str(block)
 
 
@@ -168,8 +181,8 @@ def _set(instruction: Instruction, context: Context) -> str:
     *comparison, kind, source = opcode.modifiers
     floating = kind.removesuffix("x2") in ("f16", "bf16")
     if source.endswith("x2") != kind.endswith("x2") or (kind.endswith("x2") and not floating):
-        raise instruction.error("this form of set has no like below 9.0")
-    made = "f32" if floating or kind == "f32" else "s32" if kind.startswith("s") else "u32"
+        raise instruction.error("two results in a word that is no packed fp16 or bf16")
+    made = "f32" if floating else "s32" if kind.startswith("s") else "u32"
     compare = str(Opcode("set", (*comparison, made, "f32")))
     block = context.block()
     values = [
@@ -192,7 +205,8 @@ RULES = (
         section="Half Precision Floating Point Instructions; Floating Point Instructions: min, "
         "max, tanh",
         guarantees="correctly rounded once, like the instruction (fma too), for add, sub, mul and "
-        "fma; NaN becomes 0x7FFF. ex2 and tanh within the error that the ISA allows",
+        "fma; a NaN that is computed is 0x7FFF, or 0x7FFFFFFF in fp32. With ftz, what rounds up "
+        "to the smallest normal number is kept. ex2 and tanh within the error that the ISA allows",
         costs="fp32 arithmetic, and about two conversions for each operand and result; fma takes "
         "four fp32 fmas",
         opcodes=frozenset({"add", "sub", "mul", "fma", "neg", "abs", "min", "max", "ex2", "tanh"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ptx import Block, Instruction, Opcode
-from .base import Capability, Context, Rule
+from .base import Capability, Context, Rule, result
 
 # Functions of two bits a and b by their table, whose bit 2a+b is the result: "a ~b" is "a and not
 # b", and " ~" at the end the complement of what stands before it.
@@ -92,7 +92,8 @@ def _lop3(instruction: Instruction, context: Context) -> str:
     else:
         value = block.b32("lop3.b32", a, b, c, table)
     if not combine:
-        block.do("mov.b32", target, value, guard=guard)
+        if result(target):
+            block.do("mov.b32", target, value, guard=guard)
         return str(block)
     place, bar, truth = (part.strip() for part in target.partition("|"))
     if not bar:

@@ -34,6 +34,7 @@ _NARROW = (
     "e5m2x4",
 )
 _PACKED = ("u16x2", "s16x2")
+_LONG = ("b64", "u64", "s64", "f64")
 _ARITHMETIC = frozenset({"add", "sub", "mul", "fma", "min", "max", "neg"})
 
 
@@ -65,6 +66,12 @@ def _what(opcode: Opcode) -> tuple[Capability, str] | None:
         return (10, 0), "pairs of fp32"
     if name in _ARITHMETIC and opcode.has(*_PACKED):
         return (9, 0), "pairs of 16-bit integers"
+    if name in _ARITHMETIC and opcode.has("f32") and opcode.type in ("f16", "bf16"):
+        return (10, 0), "arithmetic of mixed types"
+    if name in ("min", "max") and opcode.has("relu") and opcode.type in ("s32", "u32"):
+        return (9, 0), "integers clamped to 0"
+    if name in ("ld", "st") and (opcode.has("v8") or (opcode.has("v4") and opcode.type in _LONG)):
+        return (10, 0), "accesses of 32 bytes"
     if name == "fma" and opcode.has("oob"):
         return (9, 0), "fma with values out of bounds"
     if name in ("cvta", "isspacep") and opcode.has("param", "param::entry"):
