@@ -66,8 +66,8 @@ def test_floats(operand: Any, result: Any, size: tuple[int, ...], form: str, dev
     numerics.needs(operand)
     numerics.interpreter_lacks(operand.itemsize == 1, "8-bit floats")
     numerics.interpreter_lacks(operand is torch.bfloat16, "bf16 dots")
-    if operand is torch.float64 and numerics.VERSION < (3, 6):
-        pytest.skip("skipped: fp64 dots came with Triton 3.6")
+    if operand is torch.float64 and numerics.VERSION < (3, 5):
+        pytest.skip("skipped: fp64 dots came with Triton 3.5")
     m, n, k = size
     if operand.itemsize == 1:
         k = max(k, 32)  # the least that Triton takes
@@ -92,8 +92,8 @@ WHOLE = [(16, 16, 32), (32, 32, 64), (16, 16, 256), (64, 64, 128), (16, 16, 1024
 @pytest.mark.parametrize("size", WHOLE, ids=str)
 def test_int8_is_exact(size: tuple[int, ...], values: str, form: str, device: str) -> None:
     m, n, k = size
-    if (0, 0) < numerics.capability() < (6, 1) and (m + n) * k * 2 > 48 << 10:
-        pytest.skip("skipped: without dp4a int8 takes 2 bytes an element, which is over 48 KiB")
+    if (0, 0) < numerics.capability() < (6, 1) and (m + n) * k * 2 >= 48 << 10:
+        pytest.skip("skipped: without dp4a int8 takes 2 bytes an element: all of 48 KiB or more")
     if values == "random":
         a = torch.randint(-128, 128, (m, k)).to(torch.int8)
         b = torch.randint(-128, 128, (k, n)).to(torch.int8)

@@ -101,6 +101,8 @@ def test_scatter_add(dtype: Any, device: str) -> None:
 
 
 def test_gelu_in_bf16(device: str) -> None:
+    if not hasattr(torch.utils._triton, "has_legacy_triton"):
+        pytest.skip("skipped: a PyTorch that is not patched leaves bf16 to eager below 8.0")
     x = torch.randn(4096, 33, device=device, dtype=torch.bfloat16)
     compare(lambda x: nn.functional.gelu(x) * x.sigmoid(), (x,), 8e-3)
 

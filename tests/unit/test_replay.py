@@ -78,8 +78,14 @@ TRITON = {
         class CUDABackend:
             def __init__(self, target):
                 self.target = target
+            def make_llir(self, src, metadata, options, capability):
+                if "too large" in src:
+                    raise MemoryError("too large for a block")
+                return src
+            def make_ptx(self, src, metadata, opt, capability):
+                return src
             def make_cubin(self, src, metadata, opt, capability):
-                ptxas = os.path.join(str(Path(__file__).parent), "bin", "ptxas")
+                ptxas = os.path.join(os.path.dirname(__file__), "bin", "ptxas")
                 with tempfile.NamedTemporaryFile(mode="w", suffix=".ptx") as source, \\
                         tempfile.NamedTemporaryFile(mode="r", suffix=".log") as log:
                     source.write(src); source.flush()
@@ -403,6 +409,25 @@ def test_shared_memory_is_the_old_cards(
         assert out == f"{{'max_shared_mem': {limit}, 'n': 3}}\n"
 
 
+def test_what_is_refused_before_ptxas_is_told(
+    packages: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_h200: None
+) -> None:
+    program = """
+        from triton.backends import backends
+        from triton.backends.compiler import GPUTarget
+        compiler = backends["nvidia"].compiler(GPUTarget("cuda", 61, 32))
+        assert compiler.make_ptx(compiler.make_llir("ir", {}, None, 61), {}, None, 61) == "ir"
+        try:
+            compiler.make_llir("too large", {"name": "k"}, None, 61)
+        except MemoryError as error:
+            print(error, file=out)
+        """
+    _, document, out = replay(packages, monkeypatch, tmp_path, program)
+    assert out == "too large for a block\n"
+    row = {"name": "k", "error": "too large for a block", "times": 1}
+    assert document["refused"] == [row]
+
+
 def test_torch_sees_the_old_gpu(
     packages: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_h200: None
 ) -> None:
@@ -661,8 +686,21 @@ def test_pytest_says_where_it_was_replayed(
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("compiled for 6.1, nothing launched") == 2
-    rows = json.loads(document.read_text())["programs"]
+    written = json.loads(document.read_text())
+    assert written["exit_code"] == 0
+    rows = written["programs"]
     assert sum(row["processes"] for row in rows) == 2
+
+
+@pytest.mark.parametrize("option", ["--replay-compile-only", "--replay-report=x"])
+def test_pytest_plugin_wants_a_capability(option: str, tmp_path: Path) -> None:
+    words = ["-p", "legacy_cuda.replay.pytest_plugin", option, "--rootdir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", os.devnull, *words, str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(replay_command.__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 4 and "needs --replay-capability" in done.stderr
 
 
 def test_pytest_plugin_refuses_as_pytest_does(tmp_path: Path) -> None:

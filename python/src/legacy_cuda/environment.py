@@ -217,7 +217,8 @@ def fingerprint(target: Path) -> str:
 
 def altered(site: Path, versions: Mapping[str, str]) -> list[str]:
     """Files of these packages that are not what their wheels' RECORDs say, and packages that are
-    not there in that version. Every file is read. Paths count from site-packages."""
+    not there in that version, with what is there. Every file is read. Paths count from
+    site-packages."""
     return sorted(name for _, name in _altered(site, versions))
 
 
@@ -234,7 +235,8 @@ def _altered(
     for package, expected in versions.items():
         version, record = installed.get(package, ("", site))
         if version != expected or not record.is_file():
-            wrong.append((package, f"{package} {expected}"))
+            there = f"it is {version}" if version != expected and version else "it is missing"
+            wrong.append((package, f"{package} {expected} ({there})"))
             continue
         with record.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3]

@@ -117,6 +117,12 @@ def compile_pylock(
     if done.returncode:
         # uv's reference, "Exit codes": 1 is a failure it expects, 2 an error.
         message = done.stderr.strip()
+        if "network was disabled" in message:
+            raise SurroundingsError(
+                f"uv is told to stay offline, and does not know {', '.join(requirements)}",
+                message,
+                "unset UV_OFFLINE, or run once with a network",
+            )
         if done.returncode == 1:
             raise NoSolutionError(f"uv finds nothing for Python {python}", message)
         raise SurroundingsError(

@@ -154,7 +154,7 @@ def _altered(names: list[str]) -> str:
     if not names:
         return ""
     return (
-        '<div class="verdict bad"><b>Altered since it was made</b><br>Not as in the lock: '
+        '<div class="verdict bad"><b>Altered since it was made</b><br>No longer as installed: '
         f"{escape(', '.join(names))}</div>"
     )
 

@@ -210,7 +210,8 @@ def _refuse(nothing: Nothing, arguments: argparse.Namespace, gpus: list[Gpu]) ->
 def _show(built: Built, arguments: argparse.Namespace, gpus: list[Gpu]) -> None:
     path = built.path
     target = str(path) if path.is_absolute() else f"./{path}"
-    install = f"pip install {shlex.quote(target)}"
+    other = _other_version(built, gpus)
+    install = f"pip install {'--no-deps ' if other else ''}{shlex.quote(target)}"
     wanted = {gpu.capability for gpu in gpus}
     if arguments.json:
         output.document(
@@ -245,3 +246,19 @@ def _show(built: Built, arguments: argparse.Namespace, gpus: list[Gpu]) -> None:
         folders = ", ".join(copied.target for copied in facts.modules)
         print(f"  added      {len(built.series.modules)} modules in {folders}")
     print(f"  install    {install}")
+    if other:
+        print(output.wrapped("", f"in an environment of its own: {other}", 13))
+
+
+def _other_version(built: Built, gpus: list[Gpu]) -> str:
+    """Which version the GPUs' stack has, where it is not the one that was built."""
+    from legacy_cuda.catalog.locks import load_lock
+
+    facts = built.series.facts
+    answer = resolve(gpus, catalog.find_engine("torch"))
+    if isinstance(answer, Refusal):
+        return ""
+    for item in load_lock(answer.facts.lock).packages:
+        if item.name == facts.package and item.version != facts.version:
+            return f"the {answer.facts.name} stack has {item.name} {item.version}"
+    return ""

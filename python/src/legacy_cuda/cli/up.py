@@ -109,12 +109,15 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
         label = f"  audited    {item['capability']}"
         print(output.wrapped(label, output.paint(item["summary"], style), 20))
     if altered:
-        text = f"not as in the lock: {', '.join(altered[:3])}"
+        text = f"no longer as installed: {', '.join(altered[:3])}"
         text += f" and {len(altered) - 3} more" if len(altered) > 3 else ""
         text += "; --recreate makes it anew"
         print(output.wrapped("  altered", output.paint(text, "red"), 13))
     if patched := manifest["patched"]:
-        names = ", ".join(f"{item['package']} {item['version']}" for item in patched)
+        whole = [item for item in patched if not _altered(item, altered)]
+        names = (
+            ", ".join(f"{item['package']} {item['version']}" for item in whole) or "none any more"
+        )
         print(output.wrapped("  patched", f"{names}  (why: {REPORT})", 13))
     if "error" in torch:
         print(output.paint(f"  torch      not importable: {torch['error']}", "red"))
@@ -137,3 +140,8 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
     )
     print(f"  report     {output.short(plan.target)}/{REPORT}, {MANIFEST}")
     return 0 if good else 1
+
+
+def _altered(item: dict[str, Any], altered: list[str]) -> bool:
+    """Whether a patched package is no longer the one that was installed."""
+    return any(name.startswith(f"{item['package']} ") for name in altered)

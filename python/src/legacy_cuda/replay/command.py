@@ -10,6 +10,7 @@ from pathlib import Path
 
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
+from legacy_cuda.catalog.patched import patched
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.paths import cache_directory
 from legacy_cuda.replay import gpu
@@ -39,6 +40,7 @@ def prepare(capability_text: str, compile_only: bool, stock: bool, record: Path)
         record=str(record),
         stock=stock,
         card=names[0] if names else str(capability),
+        tritons=tuple(row.version for row in patched() if row.package == "triton"),
     )
 
 

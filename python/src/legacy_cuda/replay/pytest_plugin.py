@@ -15,6 +15,7 @@ from legacy_cuda.replay.inside.record import Record
 from legacy_cuda.replay.inside.settings import Settings
 
 _active: tuple[Settings, Record | None, Path | None] | None = None
+_exit_code: int | None = None
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -37,6 +38,10 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
     global _active
     options = early_config.known_args_namespace
     if not options.replay_capability:
+        for name in ("compile_only", "stock", "report"):
+            if getattr(options, f"replay_{name}"):
+                option = name.replace("_", "-")
+                raise pytest.UsageError(f"--replay-{option} needs --replay-capability X.Y")
         return
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # its controller set up the replay, and this process with it
@@ -52,7 +57,11 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
     except UserError as error:
         record.unlink()
         raise pytest.UsageError(
-            ". ".join(part for part in (error.what, error.why, error.next_step) if part)
+            ". ".join(
+                part.replace("--compile-only", "--replay-compile-only")
+                for part in (error.what, error.why, error.next_step)
+                if part
+            )
         ) from error
     # processes that the tests start find the replay in PYTHONPATH, this one by this import
     os.environ.update(command.environment(settings, os.environ))
@@ -66,6 +75,11 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
     _active = settings, made, Path(target).absolute() if target else None
 
 
+def pytest_sessionfinish(exitstatus: int) -> None:
+    global _exit_code
+    _exit_code = int(exitstatus)
+
+
 def pytest_unconfigure() -> None:
     global _active
     if _active is None:
@@ -73,6 +87,11 @@ def pytest_unconfigure() -> None:
     (settings, record, target), _active = _active, None
     if record is not None:
         record.flush()
+    document = report.gather(settings, sys.argv, _exit_code)
+    print(f"legacy-cuda: {report.summary(document)}", file=sys.stderr, flush=True)
     if target is not None:
-        report.write(report.gather(settings, sys.argv, None), target)
+        try:
+            report.write(document, target)
+        except OSError as error:
+            print(f"error: the report could not be written: {error}", file=sys.stderr)
     Path(settings.record).unlink(missing_ok=True)

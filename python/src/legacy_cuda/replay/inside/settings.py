@@ -43,6 +43,7 @@ class Settings:
         record: the file that each process appends to; none is written if empty.
         stock: an unpatched Triton is meant, do not warn of it.
         card: a card of the old capability, for messages that name a command.
+        tritons: the versions of Triton that can be patched.
     """
 
     capability: Pair
@@ -53,6 +54,7 @@ class Settings:
     record: str = ""
     stock: bool = False
     card: str = ""
+    tritons: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -72,6 +74,7 @@ class Settings:
             record=get(f"{PREFIX}_RECORD", ""),
             stock=get(f"{PREFIX}_STOCK", "") == "1",
             card=get(f"{PREFIX}_CARD", ""),
+            tritons=tuple(get(f"{PREFIX}_TRITONS", "").split()),
         )
 
     def environment(self) -> dict[str, str]:
@@ -85,6 +88,7 @@ class Settings:
             f"{PREFIX}_RECORD": self.record,
             f"{PREFIX}_STOCK": "1" if self.stock else "",
             f"{PREFIX}_CARD": self.card,
+            f"{PREFIX}_TRITONS": " ".join(self.tritons),
         }
 
     @property

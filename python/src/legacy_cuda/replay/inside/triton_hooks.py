@@ -68,10 +68,16 @@ def _package(settings: Settings, record: Record, triton: Any) -> None:
     if os.environ.get(f"{PREFIX}_WARNED") == "1":
         return
     os.environ[f"{PREFIX}_WARNED"] = "1"
+    version = triton.__version__.partition("+")[0]
+    if version in settings.tritons:
+        advice = "Make one that is"
+    else:
+        advice = f"There are patches for {', '.join(settings.tritons)}"
+        version = settings.tritons[-1] if settings.tritons else version
     print(
         f"warning: this Triton {triton.__version__} is not patched, and much of it does not "
-        f"compile for {dotted(settings.capability)}. Make one that is: legacy-cuda build triton "
-        f"--for {settings.card} --version {triton.__version__.partition('+')[0]}. "
+        f"compile for {dotted(settings.capability)}. {advice}: legacy-cuda build triton "
+        f"--for {settings.card} --version {version}. "
         "(--stock replays this one without saying so.)",
         file=sys.stderr,
         flush=True,
@@ -113,6 +119,8 @@ def _driver(settings: Settings, driver: Any) -> None:
 
 def _compiler(settings: Settings, record: Record, backend: Any) -> None:
     """A compiler that asks the old target's ptxas first and then assembles for the GPU."""
+    for stage in ("make_llir", "make_ptx"):  # where shared memory and PTX are checked
+        setattr(backend, stage, _noted(getattr(backend, stage), record))
     make_cubin, make_hash = backend.make_cubin, backend.hash
     names = make_cubin.__globals__
     watched = names["subprocess"] = WatchedSubprocess()
@@ -155,6 +163,23 @@ def _compiler(settings: Settings, record: Record, backend: Any) -> None:
 
     backend.make_cubin = replayed
     backend.hash = keyed
+
+
+def _noted(stage: Any, record: Record) -> Any:
+    """A stage of the compiler whose refusals go into the record."""
+
+    @functools.wraps(stage)
+    def noted(self: Any, src: Any, metadata: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return stage(self, src, metadata, *arguments, **options)
+        except Exception as error:
+            # a kernel has its name once it is PTX; what is refused before says it itself
+            record.add(
+                "refused", name=str(metadata.get("name", "")), error=assemble.complaint(error)
+            )
+            raise
+
+    return noted
 
 
 def _kernels(record: Record, module: Any) -> None:
