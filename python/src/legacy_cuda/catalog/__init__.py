@@ -49,10 +49,22 @@ class CapabilityFacts:
     double_atomics: bool
     shared_memory_per_block_kib: int
     shared_memory_optin_kib: int
+    shared_memory_reserved_kib: int
+    page_migration: bool
+    cooperative_launch: bool
+    l2_persistence: bool
+    clusters: bool
+    cublas_gemm_ex: bool
     open_kernel_module: bool
     fp16_fp32_ratio: str | None
     fp64_fp32_ratio: str | None
     source: str
+    shared_memory_per_multiprocessor_kib: int | None = None
+    registers_per_multiprocessor: int | None = None
+    registers_per_block: int | None = None
+    threads_per_multiprocessor: int | None = None
+    blocks_per_multiprocessor: int | None = None
+    l2_cache_kib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +262,22 @@ def capabilities() -> dict[Capability, CapabilityFacts]:
             double_atomics=row["double_atomics"],
             shared_memory_per_block_kib=row["shared_memory_per_block_kib"],
             shared_memory_optin_kib=row["shared_memory_optin_kib"],
+            shared_memory_reserved_kib=row["shared_memory_reserved_kib"],
+            page_migration=row["page_migration"],
+            cooperative_launch=row["cooperative_launch"],
+            l2_persistence=row["l2_persistence"],
+            clusters=row["clusters"],
+            cublas_gemm_ex=row["cublas_gemm_ex"],
             open_kernel_module=row["open_kernel_module"],
             fp16_fp32_ratio=row.get("fp16_fp32_ratio"),
             fp64_fp32_ratio=row.get("fp64_fp32_ratio"),
             source=row["source"],
+            shared_memory_per_multiprocessor_kib=row.get("shared_memory_per_multiprocessor_kib"),
+            registers_per_multiprocessor=row.get("registers_per_multiprocessor"),
+            registers_per_block=row.get("registers_per_block"),
+            threads_per_multiprocessor=row.get("threads_per_multiprocessor"),
+            blocks_per_multiprocessor=row.get("blocks_per_multiprocessor"),
+            l2_cache_kib=row.get("l2_cache_kib"),
         )
     return found
 

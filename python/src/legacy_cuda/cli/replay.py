@@ -16,16 +16,19 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "replay",
         usage="legacy-cuda replay --capability X.Y [--compile-only] [--stock] [--report FILE] "
-        "-- COMMAND ...",
+        "[--multiprocessors N] -- COMMAND ...",
         help="run an old capability's code on a newer GPU",
         description="Run a command whose Triton and PyTorch take the GPU for one of an old "
         "capability: the same code is generated as there, the old target's assembler has to "
-        "accept it, and then it runs on the GPU at hand. Shows that the numbers are right; shows "
-        "nothing about speed, nor about the old card itself.",
+        "accept it, and then it runs on the GPU at hand. A program in CUDA C++ that was compiled "
+        "to PTX for the old capability runs as it is, and its questions about the GPU are answered "
+        "as there. Shows that the numbers are right; shows nothing about speed, nor about the old "
+        "card itself.",
         epilog="examples:\n"
         "  legacy-cuda replay --capability 6.1 -- python train.py\n"
         "  legacy-cuda replay --capability 5.2 --report m40.json -- python -m pytest tests\n"
-        "  legacy-cuda replay --capability 3.7 --compile-only -- python kernels.py\n\n"
+        "  legacy-cuda replay --capability 3.7 --compile-only -- python kernels.py\n"
+        "  legacy-cuda replay --capability 6.1 -- ./test-backend-ops test -b CUDA0\n\n"
         "the exit code is the command's",
         formatter_class=output.HelpFormatter,
     )
@@ -38,6 +41,13 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write what was replayed as JSON"
+    )
+    parser.add_argument(
+        "--multiprocessors",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many a program in C++ is told of: some split their work by it",
     )
     parser.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to run, after --"
@@ -62,12 +72,18 @@ def run(arguments: argparse.Namespace) -> int:
             next_step="put the command behind --: legacy-cuda replay --capability 6.1 -- python "
             "program.py",
         )
+    if arguments.multiprocessors < 0:
+        raise UserError("--multiprocessors wants a number of multiprocessors, 1 or more")
     if arguments.report is not None:
         report.check_target(arguments.report)
     record = command.temporary_record()
     try:
         settings = command.prepare(
-            arguments.capability, arguments.compile_only, arguments.stock, record
+            arguments.capability,
+            arguments.compile_only,
+            arguments.stock,
+            record,
+            arguments.multiprocessors,
         )
         print(f"legacy-cuda: {settings.intent}", file=sys.stderr, flush=True)
         code = command.run(words, settings)

@@ -13,13 +13,15 @@ from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.patched import patched
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.paths import cache_directory
-from legacy_cuda.replay import gpu
+from legacy_cuda.replay import gpu, native
 from legacy_cuda.replay.inside.settings import Settings
 
 SITE = Path(__file__).parent / "site"
 
 
-def prepare(capability_text: str, compile_only: bool, stock: bool, record: Path) -> Settings:
+def prepare(
+    capability_text: str, compile_only: bool, stock: bool, record: Path, multiprocessors: int = 0
+) -> Settings:
     """What is to be replayed on the GPU at hand.
 
     Raises:
@@ -41,6 +43,7 @@ def prepare(capability_text: str, compile_only: bool, stock: bool, record: Path)
         stock=stock,
         card=names[0] if names else str(capability),
         tritons=tuple(row.version for row in patched() if row.package == "triton"),
+        multiprocessors=multiprocessors,
     )
 
 
@@ -91,7 +94,8 @@ def environment(settings: Settings, before: Mapping[str, str]) -> dict[str, str]
     """The variables to change, ``before`` being those there are.
 
     Compiled kernels go where no other replay and no ordinary program looks, and Inductor launches
-    them through Triton, which checks shared memory.
+    them through Triton, which checks shared memory. Programs in C++ load the shim, which is
+    compiled if it is not there.
     """
     path = os.pathsep.join(part for part in (str(SITE), before.get("PYTHONPATH", "")) if part)
     changed = {**settings.environment(), "PYTHONPATH": path}
@@ -100,7 +104,7 @@ def environment(settings: Settings, before: Mapping[str, str]) -> dict[str, str]
         if not before.get(name):
             changed[name] = str(folder / part)
     changed["TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER"] = "0"
-    return changed
+    return changed | native.environment(settings, before)
 
 
 def temporary_record() -> Path:
@@ -115,8 +119,10 @@ def run(command: list[str], settings: Settings) -> int:
 
     Raises:
         UserError: it cannot be started.
+        SurroundingsError: it is a program in C++, and there is no compiler for the shim.
     """
     variables = {**os.environ, **environment(settings, os.environ)}
+    variables |= native.for_program(command[0], settings, variables)
     try:
         process = subprocess.Popen(command, env=variables)
     except OSError as error:

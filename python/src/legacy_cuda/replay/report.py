@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from legacy_cuda import __version__
+from legacy_cuda.capability import Capability
 from legacy_cuda.errors import UserError
 from legacy_cuda.replay.inside.settings import Settings, dotted
+from legacy_cuda.replay.native import answers, verdict
 
 
 def gather(settings: Settings, command: list[str], exit_code: int | None) -> dict[str, Any]:
@@ -19,7 +21,8 @@ def gather(settings: Settings, command: list[str], exit_code: int | None) -> dic
 
     ``registers`` are a thread's, ``shared``, ``static_shared``, ``stack`` and ``spill_*`` are in
     bytes, all of them the old target's ptxas's. ``refused`` counts what a program may well have
-    expected, a configuration that its autotuner passes over, say.
+    expected, a configuration that its autotuner passes over, say. ``host`` is what programs in C++
+    asked of the GPU, and whether the code that ran was the old card's.
     """
     lines = []
     path = Path(settings.record)
@@ -29,6 +32,7 @@ def gather(settings: Settings, command: list[str], exit_code: int | None) -> dic
     kernels: dict[tuple[str, str], dict[str, Any]] = {}
     refused: dict[tuple[str, str], int] = {}
     programs: dict[tuple[str, str, str, bool], set[int]] = {}
+    asked: list[dict[str, Any]] = []
     launches = 0
     for line in lines:
         kind = line.pop("kind", "")
@@ -37,12 +41,15 @@ def gather(settings: Settings, command: list[str], exit_code: int | None) -> dic
             kernels[line["name"], line["ptx"]] = line
         elif kind == "refused":
             key = line["name"], line["error"]
-            refused[key] = refused.get(key, 0) + 1
+            refused[key] = refused.get(key, 0) + int(line.get("times", 1))
         elif kind == "process":
             package = line["package"], line["version"], line["program"], line["patched"]
             programs.setdefault(package, set()).add(pid)
         elif kind == "launches":
             launches += line["count"]
+        elif kind in ("host", "answered", "unanswered"):
+            asked.append({"kind": kind, "pid": pid, **line})
+    pids_of_python = {pid for pids in programs.values() for pid in pids}
     return {
         "legacy_cuda": __version__,
         "capability": dotted(settings.capability),
@@ -69,6 +76,46 @@ def gather(settings: Settings, command: list[str], exit_code: int | None) -> dic
             {"name": name, "error": error, "times": times}
             for (name, error), times in sorted(refused.items())
         ],
+        "host": _host(settings, asked, pids_of_python),
+    }
+
+
+def _host(
+    settings: Settings, lines: list[dict[str, Any]], pids_of_python: set[int]
+) -> dict[str, Any] | None:
+    """What the shim wrote: libraries that asked, questions answered in another way than the GPU
+    would have, and programs that used the driver out of its reach. None without a GPU."""
+    if settings.gpu is None:
+        return None
+    libraries: dict[str, dict[str, Any]] = {}
+    told: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if line["kind"] == "host":
+            row = libraries.setdefault(line["library"], {"through": set(), "programs": set()})
+            row["through"].add(Path(line["through"]).name)
+            row["programs"].add(line["program"])
+        elif line["kind"] == "answered":
+            number = line["question"]
+            row = {"question": answers.question(number), "gpu": line["gpu"], "told": line["told"]}
+            told.setdefault(number, {**row, "processes": 0})["processes"] += 1
+    unanswered = {
+        line["program"]
+        for line in lines
+        if line["kind"] == "unanswered" and line["pid"] not in pids_of_python
+    }
+    capability, gpu = Capability(*settings.capability), Capability(*settings.gpu)
+    return {
+        "libraries": [
+            {
+                "path": path,
+                "through": sorted(row["through"]),
+                "programs": sorted(row["programs"]),
+                **verdict.judge(Path(path), capability, gpu),
+            }
+            for path, row in sorted(libraries.items())
+        ],
+        "answered": [told[number] for number in sorted(told)],
+        "unanswered": sorted(unanswered),
     }
 
 
@@ -118,21 +165,42 @@ def write(document: dict[str, Any], path: Path) -> None:
 
 def summary(document: dict[str, Any]) -> str:
     """One line for people."""
-    kernels, refused = document["kernels"], document["refused"]
-    if not document["programs"]:
+    kernels, refused, host = document["kernels"], document["refused"], document["host"] or {}
+    asked = [
+        row
+        for row in host.get("libraries", [])
+        if row["same_code"] is not None or not document["programs"]
+    ]
+    if not document["programs"] and not asked:
+        if host.get("unanswered"):
+            return (
+                "nothing was replayed: the GPU was used without a shared CUDA runtime that could "
+                f"be answered ({host['unanswered'][0]})"
+            )
         return (
             "nothing was replayed: no Python program that imports Triton or PyTorch was started, "
-            "or they were started with -S, -E or -I, which ignore PYTHONPATH"
+            "or they were started with -S, -E or -I, which ignore PYTHONPATH; and no program that "
+            "asks a shared CUDA runtime about its GPU"
         )
-    parts = [f"{document['words']}: {_count(len(kernels), 'kernel')}"]
+    parts = []
+    if document["programs"]:
+        parts.append(_count(len(kernels), "kernel"))
     spilling = sum(1 for kernel in kernels if kernel.get("spill_stores"))
     if spilling:
         parts.append(f"{spilling} of them spill registers on the old target")
+    if asked:
+        parts.append(f"the host code of {', '.join(Path(row['path']).name for row in asked)}")
     if refused:
         parts.append(f"{len(refused)} refused for the old target")
     if document["launches_left_out"]:
         parts.append(f"{_count(document['launches_left_out'], 'launch', 'launches')} left out")
-    return ", ".join(parts)
+    text = f"{document['words']}: {', '.join(parts)}"
+    for row in asked:
+        if row["same_code"] is False:
+            text += f". Not replayed: {Path(row['path']).name} ran {row['device_code']}"
+    if host.get("unanswered"):
+        text += f". Not answered: {', '.join(host['unanswered'])}"
+    return text
 
 
 def _count(number: int, one: str, several: str = "") -> str:

@@ -44,6 +44,7 @@ class Settings:
         stock: an unpatched Triton is meant, do not warn of it.
         card: a card of the old capability, for messages that name a command.
         tritons: the versions of Triton that can be patched.
+        multiprocessors: how many a program in C++ is told of; 0 tells the GPU's own number.
     """
 
     capability: Pair
@@ -55,6 +56,7 @@ class Settings:
     stock: bool = False
     card: str = ""
     tritons: tuple[str, ...] = ()
+    multiprocessors: int = 0
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -75,6 +77,7 @@ class Settings:
             stock=get(f"{PREFIX}_STOCK", "") == "1",
             card=get(f"{PREFIX}_CARD", ""),
             tritons=tuple(get(f"{PREFIX}_TRITONS", "").split()),
+            multiprocessors=int(get(f"{PREFIX}_MULTIPROCESSORS") or 0),
         )
 
     def environment(self) -> dict[str, str]:
@@ -89,6 +92,7 @@ class Settings:
             f"{PREFIX}_STOCK": "1" if self.stock else "",
             f"{PREFIX}_CARD": self.card,
             f"{PREFIX}_TRITONS": " ".join(self.tritons),
+            f"{PREFIX}_MULTIPROCESSORS": str(self.multiprocessors or ""),
         }
 
     @property
