@@ -34,6 +34,8 @@ from legacy_cuda.catalog.locks import (
     lock_names,
     parse_lock,
 )
+from legacy_cuda.catalog.recipes import recipes
+from legacy_cuda.catalog.toolchains import toolchains
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -114,7 +116,9 @@ def test_maxwell_and_pascal_share_one_lock(stacks: list[dict[str, Any]]) -> None
     locks = {stack["name"]: stack["lock"] for stack in stacks}
     assert locks["maxwell"] == locks["pascal"]
     assert len(set(locks.values())) == 3
-    assert set(locks.values()) == set(NAMES)
+    toolkits = {toolchain.lock for toolchain in toolchains()}
+    builds = {recipe.lock for recipe in recipes()}
+    assert set(locks.values()) | toolkits | builds == set(NAMES)
 
 
 def test_a_stack_is_at_home_only_where_it_covers(stacks: list[dict[str, Any]]) -> None:
@@ -246,7 +250,14 @@ def test_torch_2_10_0_is_the_rebuilt_one() -> None:
 
 def test_glibc_floors() -> None:
     floors = {name: load_lock(name).glibc_min for name in NAMES}
-    assert floors == {"torch-2.0.1": (2, 17), "torch-2.7.1": (2, 28), "torch-2.10.0": (2, 28)}
+    assert floors == {
+        "build-cmake": (2, 17),
+        "cuda-11.8": (2, 17),
+        "cuda-12.4": (2, 17),
+        "torch-2.0.1": (2, 17),
+        "torch-2.7.1": (2, 28),
+        "torch-2.10.0": (2, 28),
+    }
 
 
 # The loader, on a lock made up for the purpose.

@@ -40,7 +40,7 @@ from legacy_cuda.catalog.patched import find_patched
 from legacy_cuda.devicecode import DeviceCodeError, scan_tree
 from legacy_cuda.devicecode.scan import walk
 from legacy_cuda.errors import SurroundingsError, UserError
-from legacy_cuda.fetch import NO_PROJECT, SETTINGS_THAT_REDIRECT, uv_binary
+from legacy_cuda.fetch import NO_PROJECT, uv_binary, uv_variables
 from legacy_cuda.resolve import Stack
 from legacy_cuda.targets import owners, read_torch_cuda
 
@@ -552,7 +552,7 @@ def _existing(folder: Path) -> Path:
 
 def _uv_cache() -> Path:
     command = [uv_binary(), *NO_PROJECT, "cache", "dir"]
-    done = subprocess.run(command, env=_variables(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=uv_variables(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SurroundingsError(
             "uv does not say where its cache is", done.stderr.strip(), "set UV_CACHE_DIR"
@@ -599,17 +599,6 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _variables() -> dict[str, str]:
-    """The environment for uv: mirrors, proxies and the cache are a person's to choose, but not
-    settings that put another version or source in the place of the lock's."""
-    variables = {
-        name: value for name, value in os.environ.items() if name not in SETTINGS_THAT_REDIRECT
-    }
-    if variables.get("UV_LINK_MODE") == "symlink":  # would be nothing but links into a cache
-        del variables["UV_LINK_MODE"]
-    return variables
-
-
 def _uv(arguments: list[str], plan: Plan, offline: bool, progress: Callable[[int], None]) -> None:
     """Run uv; ``progress`` is told of the bytes it has written so far."""
     command = [uv_binary(), *NO_PROJECT, *arguments, "--no-progress"]
@@ -617,7 +606,7 @@ def _uv(arguments: list[str], plan: Plan, offline: bool, progress: Callable[[int
         command.append("--offline")
     process = subprocess.Popen(
         command,
-        env=_variables(),
+        env=uv_variables(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -53,7 +53,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A wheel on the index. Size in bytes, 0 where it is not known yet; "" for an unknown URL."""
+    """A file on the index. Size in bytes, 0 where it is not known yet; "" for an unknown URL."""
 
     package: str
     version: str
@@ -81,6 +81,17 @@ def uv_binary() -> str:
         raise SurroundingsError(
             "uv is missing", str(error), "reinstall legacy-cuda: uv is one of its dependencies"
         ) from error
+
+
+def uv_variables() -> dict[str, str]:
+    """The environment for uv: mirrors, proxies and the cache are a person's to choose, but not
+    settings that put another version or source in the place of the lock's."""
+    variables = {
+        name: value for name, value in os.environ.items() if name not in SETTINGS_THAT_REDIRECT
+    }
+    if variables.get("UV_LINK_MODE") == "symlink":  # would be nothing but links into a cache
+        del variables["UV_LINK_MODE"]
+    return variables
 
 
 def compile_pylock(
@@ -230,14 +241,19 @@ def download(remote: Remote, python: str = "3.11", progress: Progress | None = N
 
 def _url_of(remote: Remote, python: str) -> str:
     """Ask the index for the URL of a file whose name and sha256 are known."""
-    tag = remote.file.split("-")[-3]
-    if tag.startswith("cp3") and not remote.file.split("-")[-2].startswith("abi"):
-        python = f"3.{tag[3:]}"
+    options = ["--no-deps"]
+    if remote.file.endswith(".whl"):
+        tag = remote.file.split("-")[-3]
+        if tag.startswith("cp3") and not remote.file.split("-")[-2].startswith("abi"):
+            python = f"3.{tag[3:]}"
+    else:
+        options += ["--no-binary", remote.package]
     pin = f"{remote.package}=={remote.version}"
-    for package in compile_pylock([pin], python, options=["--no-deps"]):
-        for wheel in package.get("wheels", []):
-            if wheel["hashes"]["sha256"] == remote.sha256:
-                return str(wheel["url"])
+    for package in compile_pylock([pin], python, options=options):
+        files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
+        for file in files:
+            if file["hashes"]["sha256"] == remote.sha256:
+                return str(file["url"])
     raise SurroundingsError(
         f"the index does not have the {remote.package} {remote.version} that is pinned",
         f"no file with sha256 {remote.sha256} ({remote.file})",

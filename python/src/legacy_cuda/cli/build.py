@@ -1,4 +1,4 @@
-"""``legacy-cuda build``: a published wheel with our patches, as a wheel that pip installs."""
+"""``legacy-cuda build``: a wheel for old GPUs: a published one patched, or compiled from source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import CatalogError, Gpu
-from legacy_cuda.cli import output
+from legacy_cuda.cli import build_compiled, output
 from legacy_cuda.cli import resolve as resolve_command
 from legacy_cuda.errors import UserError
 from legacy_cuda.resolve import Refusal, resolve
@@ -26,20 +26,26 @@ def add(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "build",
-        help="make a patched wheel for these GPUs",
-        description="Download the published wheel by its sha256, apply our patches to its Python "
-        "files and write a new wheel under a local version. Nothing is compiled and nothing of the "
-        "wheel is run; the same input gives the same bytes on every machine. The stacks that need "
-        "a patched wheel get it from legacy-cuda up by themselves.",
+        help="make a wheel for these GPUs: patched, or compiled",
+        description="Make a wheel that runs on these GPUs, the same bytes on every machine. "
+        "triton and torch: the published wheel, by its sha256, with our patches applied to its "
+        "Python files under a local version (legacy-cuda up does that by itself). "
+        "llama-cpp-python and llama-cpp-tools: compiled from the published sources with a pinned "
+        "compiler for just these GPUs, audited, with a bill of materials and its provenance. What "
+        "a compilation that was broken off has done is kept.",
         epilog="examples:\n"
         "  legacy-cuda build triton --for p40\n"
         "  legacy-cuda build torch --for p40,m40 --python 3.12 --output ~/wheels\n"
         "  legacy-cuda build triton --for p40 --version 3.6.0 --json\n"
-        "  legacy-cuda build torch --for p40 --wheel torch-2.7.1-cp312-cp312-PLATFORM.whl\n\n"
+        "  legacy-cuda build torch --for p40 --wheel torch-2.7.1-cp312-cp312-PLATFORM.whl\n"
+        "  legacy-cuda build llama-cpp-python --for k80 --dry-run\n"
+        "  legacy-cuda build llama-cpp-python --for p40,p100 --output ~/wheels\n\n"
         "install what it made:  pip install ./FILE.whl",
         formatter_class=output.HelpFormatter,
     )
-    parser.add_argument("package", help="triton or torch")
+    parser.add_argument(
+        "package", help="triton, torch, llama-cpp-python or llama-cpp-tools", metavar="PACKAGE"
+    )
     parser.add_argument(
         "--for",
         dest="gpus",
@@ -51,12 +57,14 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--version", help="which version (default: that of the GPUs' stack)")
     parser.add_argument("--python", help="for which Python, for example 3.11 (default: what fits)")
     parser.add_argument(
-        "--wheel", type=Path, metavar="FILE", help="the published wheel, if you have it already"
-    )
-    parser.add_argument(
         "--output", type=Path, metavar="DIR", default=Path(), help="where to (default: here)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    patching = parser.add_argument_group("patched packages")
+    patching.add_argument(
+        "--wheel", type=Path, metavar="FILE", help="the published wheel, if you have it already"
+    )
+    build_compiled.add_options(parser.add_argument_group("compiled packages"))
     parser.set_defaults(run=run)
 
 
@@ -78,12 +86,14 @@ def choose(
     """
     from legacy_cuda.catalog.locks import load_lock
     from legacy_cuda.catalog.patched import find_patched, patched
+    from legacy_cuda.catalog.recipes import recipes
 
     rows = [row for row in patched() if row.package == package]
     if not rows:
         raise UserError(
-            f"there are no patches for {package!r}",
-            "patched are " + ", ".join(f"{row.package} {row.version}" for row in patched()),
+            f"there is neither a recipe nor a patch for {package!r}",
+            "patched are " + ", ".join(f"{row.package} {row.version}" for row in patched()) + "; "
+            "compiled are " + ", ".join(f"{row.package} {row.version}" for row in recipes()),
             "name one of these",
         )
     wanted = sorted({gpu.capability for gpu in gpus})
@@ -139,9 +149,15 @@ def _nearest(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build and print; 1 where there is nothing to patch for these GPUs."""
+    """Build and print; 1 where there is nothing to build for these GPUs."""
+    from packaging.utils import canonicalize_name
+
     gpus = output.read_gpus(arguments.gpus)
-    answer = choose(arguments.package.strip().lower(), gpus, arguments.version)
+    package = canonicalize_name(arguments.package.strip())
+    if recipe := build_compiled.recipe_for(package):
+        return build_compiled.run(recipe, arguments, gpus)
+    build_compiled.refuse_options(package, arguments)
+    answer = choose(package, gpus, arguments.version)
     if isinstance(answer, Refusal):
         if arguments.json:
             output.document("resolve", resolve_command.document(answer))

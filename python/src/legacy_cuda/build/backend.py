@@ -1,0 +1,192 @@
+"""A build back end (PEP 517) at work: in its own environment, seeing nothing of the person's."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from legacy_cuda.catalog.locks import Lock
+from legacy_cuda.errors import SurroundingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# ninja's status, its own form: "[12/201] ..."
+_STATUS = re.compile(r"\[(\d+)/(\d+)\] (.*)")
+_SOURCE = re.compile(r"([\w.+-]+\.(?:cu|cpp|cc|cxx|c))(?:\.o)?(?:\s|$)")
+_SETUPTOOLS = "setuptools.build_meta:__legacy__"  # PEP 517, where pyproject.toml names none
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+Tell = Callable[[str, int, int], None]
+"""Called with the file that is compiled, and how many steps of how many are done."""
+
+
+class BackendError(RuntimeError):
+    """The back end failed; the text is the end of what it printed."""
+
+
+def build_system(source: Path) -> tuple[str, list[str], list[str]]:
+    """The back end, its ``backend-path`` and what it requires (PEP 518, PEP 517).
+
+    Raises:
+        BackendError: pyproject.toml cannot be read.
+    """
+    path = source / "pyproject.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, OSError) as error:
+        raise BackendError(f"pyproject.toml cannot be read: {error}") from error
+    system: dict[str, Any] = table.get("build-system", {})
+    requires = system.get("requires", ["setuptools"])
+    return system.get("build-backend", _SETUPTOOLS), system.get("backend-path", []), requires
+
+
+def missing(requires: list[str], lock: Lock, python: str) -> list[str]:
+    """Requirements of a build that the lock does not meet."""
+    versions = {package.name: package.version for package in lock.packages}
+    unmet = []
+    for text in requires:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"python_version": python}):
+            continue
+        version = versions.get(canonicalize_name(requirement.name))
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            unmet.append(text)
+    return unmet
+
+
+def build_wheel(
+    source: Path,
+    python: Path,
+    out: Path,
+    settings: Mapping[str, str],
+    variables: Mapping[str, str],
+    log: Path,
+    keep_open: int,
+    tell: Tell,
+) -> Path:
+    """Have the back end of the sources build a wheel into ``out``; its path.
+
+    ``python`` is that of an environment with what the back end requires. What is printed goes to
+    ``log``. ``keep_open`` is a descriptor that every process of the build inherits: a lock on it
+    is held until the last of them has ended.
+
+    Raises:
+        BackendError: it failed.
+    """
+    from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller, HookMissing
+
+    backend, path, _ = build_system(source)
+    caller = BuildBackendHookCaller(
+        str(source),
+        backend,
+        path,
+        runner=partial(_run, variables=variables, log=log, keep_open=keep_open, tell=tell),
+        python_executable=str(python),
+    )
+    try:
+        name = caller.build_wheel(str(out), config_settings=dict(settings))
+    except (subprocess.CalledProcessError, BackendUnavailable, HookMissing) as error:
+        raise BackendError(_end(log)) from error
+    return out / name
+
+
+def _run(
+    command: Sequence[str],
+    cwd: str | None = None,
+    extra_environ: Mapping[str, str] | None = None,
+    *,
+    variables: Mapping[str, str],
+    log: Path,
+    keep_open: int,
+    tell: Tell,
+) -> None:
+    """Run the hook; everything it starts ends with it."""
+    with log.open("a", encoding="utf-8", errors="backslashreplace") as written:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**variables, **(extra_environ or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            start_new_session=True,
+            pass_fds=(keep_open,),
+            preexec_fn=partial(_end_with, os.getpid()),
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                written.write(line)
+                if status := _STATUS.match(line):
+                    written.flush()
+                    found = _SOURCE.findall(status[3])
+                    tell(found[-1] if found else "", int(status[1]), int(status[2]))
+            code = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)  # its own session: ninja and the compilers too
+            process.wait()
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+def _end_with(parent: int) -> None:
+    """Between fork and exec: be killed when the parent is."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _end(log: Path) -> str:
+    """The end of a log: from the first error of a compiler on where there is one."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line for line in lines if line.strip()]
+    marks = [at for at, line in enumerate(lines) if re.search(r"\b(error|FAILED)\b", line)]
+    start = max(marks[0], len(lines) - 400) if marks else len(lines) - 15
+    return "\n".join(line[:300] for line in lines[max(0, start) : max(0, start) + 15])
+
+
+def make_environment(lock: Lock, python: str, interpreter: str, target: Path) -> Path:
+    """A virtual environment with the files of a lock, by their sha256; its Python.
+
+    Raises:
+        SurroundingsError: uv could not make it.
+    """
+    from legacy_cuda import fetch
+
+    requirements = target.with_suffix(".txt")
+    requirements.write_text(lock.requirements(python), encoding="utf-8")
+    uv = [fetch.uv_binary(), *fetch.NO_PROJECT]
+    executable = target / "bin" / "python"
+    sync = ["pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"]
+    for command in (
+        [*uv, "venv", "--quiet", "--clear", "--python", interpreter, str(target)],
+        [*uv, *sync, "--python", str(executable), str(requirements)],
+    ):
+        done = subprocess.run(
+            command, env=fetch.uv_variables(), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SurroundingsError(
+                "what the build needs could not be installed",
+                done.stderr.strip(),
+                "check the network and run again",
+            )
+    return executable

@@ -1,0 +1,416 @@
+"""A small CUDA package through the whole builder: pinned toolchain, real back ends, real wheels.
+
+The package is made here, of a few files, so that it compiles in seconds; everything it meets on its
+way is what llama.cpp meets.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from legacy_cuda import audit
+from legacy_cuda.build import compile as building
+from legacy_cuda.build import finish, source
+from legacy_cuda.capability import Capability
+from legacy_cuda.catalog.recipes import Recipe, Sdist, Way
+from legacy_cuda.catalog.toolchains import find_toolchain
+from legacy_cuda.devicecode import scan_wheel
+from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.toolchain import make
+
+NAME = "tiny-cuda"
+FILES = 6
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+CMAKE = """
+cmake_minimum_required(VERSION 3.21)
+project(tiny LANGUAGES CXX CUDA)
+find_package(CUDAToolkit REQUIRED)
+add_library(tiny SHARED %s)
+target_link_libraries(tiny PRIVATE CUDA::cudart)
+set_target_properties(tiny PROPERTIES BUILD_WITH_INSTALL_RPATH TRUE
+    INSTALL_RPATH "$ORIGIN/../nvidia/cuda_runtime/lib")
+install(TARGETS tiny LIBRARY DESTINATION tiny_cuda)
+"""
+KERNEL = """
+#include <cstdio>
+#include <vector>
+namespace { __device__ int seen%(n)d; }  // its name holds a hash of the path
+__global__ void kernel%(n)d(float *a, float b) { a[threadIdx.x] += b * seen%(n)d; }
+extern "C" int run%(n)d(float *a) {
+    std::vector<int> list(%(n)d);
+    std::printf("%%s %%zu", __FILE__, list.size());
+    kernel%(n)d<<<1, 32>>>(a, 1.0f);
+    return cudaGetLastError();
+}
+"""
+PYPROJECT = """
+[build-system]
+requires = ["scikit-build-core>=0.10"]
+build-backend = "scikit_build_core.build"
+[project]
+name = "tiny-cuda"
+version = "1.0"
+description = "kernels"
+dependencies = ["numpy>=1.20"]
+[tool.scikit-build]
+wheel.packages = ["tiny_cuda"]
+wheel.py-api = "py3"
+"""
+PATCH = """\
+Why: the answer is another one
+Capabilities: 3.7 6.1
+Origin: ours
+
+--- a/tiny_cuda/__init__.py
++++ b/tiny_cuda/__init__.py
+@@ -1 +1 @@
+-ANSWER = 41
++ANSWER = 42
+"""
+
+
+def files() -> dict[str, str]:
+    """The package's files."""
+    names = [f"src/kernel{number}.cu" for number in range(FILES)]
+    kernels = {name: KERNEL % {"n": number} for number, name in enumerate(names)}
+    return {
+        "pyproject.toml": PYPROJECT,
+        "CMakeLists.txt": CMAKE % " ".join(names),
+        "tiny_cuda/__init__.py": "ANSWER = 41\n",
+        **kernels,
+    }
+
+
+def sdist(folder: Path, content: dict[str, str]) -> tuple[Path, Sdist]:
+    """The source distribution of these files."""
+    path = folder / "tiny_cuda-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in content.items():
+            item = tarfile.TarInfo(f"tiny_cuda-1.0/{name}")
+            item.size = len(text.encode())
+            archive.addfile(item, io.BytesIO(text.encode()))
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    return path, Sdist(NAME, "1.0", path.name, sha256, len(data), 0)
+
+
+def recipe(facts: Sdist) -> Recipe:
+    way = Way("11.8", (Capability(3, 7), Capability(6, 1)), {}, 60, 1 << 30)
+    told = {
+        "build-dir": "{build}",
+        "cmake.build-type": "Release",
+        "cmake.define.CMAKE_CUDA_ARCHITECTURES": "{architectures}",
+    }
+    return Recipe(
+        NAME, "1.0", "kernels", facts, "", "", "build-cmake", told, (), {}, 1 << 20, (way,)
+    )
+
+
+class Workshop:
+    """A cache of its own for builds, whose toolchain is the shared one; and orders for it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.toolchain, _ = make.make(find_toolchain("11.8"), lambda what, done, total: None)
+        self.folder = folder
+        monkeypatch.setenv("LEGACY_CUDA_CACHE", str(folder / "cache"))
+        patches = folder / "package" / "patches" / NAME / "1.0"
+        patches.mkdir(parents=True)
+        (patches / "0001-answer.patch").write_text(PATCH)
+        monkeypatch.setattr(source, "PACKAGE", folder / "package")
+        self.archive, self.facts = sdist(folder, files())
+
+    def order(self, *capabilities: str, code: str = "sass", **changes: Any) -> building.Order:
+        made = replace(recipe(self.facts), **changes)
+        wanted = tuple(sorted(Capability.parse(item) for item in capabilities))
+        return building.Order(made, made.ways[0], wanted, self.toolchain, code, 2, None)
+
+    def build(
+        self,
+        order: building.Order,
+        copy: int = 0,
+        tell: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ) -> building.Compiled:
+        out = self.folder / f"out-{copy}"
+        return building.compile_wheel(order, self.archive, (PYTHON, PYTHON), out, tell, copy)
+
+    def builds(self) -> list[str]:
+        folder = self.folder / "cache" / "builds"
+        return [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    return Workshop(tmp_path, monkeypatch)
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {item.filename: archive.read(item) for item in archive.infolist()}
+
+
+def test_the_wheel_is_whole(workshop: Workshop, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    built = workshop.build(workshop.order("3.7", "6.1"), tell=lambda *status: seen.append(status))
+    assert built.path.name.startswith("tiny_cuda-1.0+cu118.sm37.sm61-py3-none-manylinux_2_")
+    assert built.requires == ("nvidia-cuda-runtime-cu11>=11.8.89",)
+    inside = members(built.path)
+    info = "tiny_cuda-1.0+cu118.sm37.sm61.dist-info"
+    metadata = inside[f"{info}/METADATA"].decode()
+    for line in ("Version: 1.0+cu118.sm37.sm61", "Requires-Dist: numpy>=1.20", built.requires[0]):
+        assert line in metadata
+    assert inside["tiny_cuda/__init__.py"] == b"ANSWER = 42\n"  # patched
+    for row in csv.reader(io.StringIO(inside[f"{info}/RECORD"].decode())):
+        assert row[0] in inside
+        assert not row[1] or row[1:] == list(finish.recorded(inside[row[0]]))
+    [library] = audit.summarise(scan_wheel(built.path))
+    for verdict in built.verdicts:
+        assert verdict.outcome == "runs"
+        assert verdict.libraries[0].sass == verdict.libraries[0].containers == FILES
+    assert {label for group in library.groups for label in group.code} == {"sm_37", "sm_61"}
+    counts = [total for what, _, total in seen if what.startswith("compiling kernel")]
+    assert len(set(counts)) == 1 and counts[0] >= FILES
+    assert b"nm -a" not in inside["tiny_cuda/libtiny.so"]
+    assert b"tmpxft" not in inside["tiny_cuda/libtiny.so"]
+    assert str(tmp_path).encode() not in inside["tiny_cuda/libtiny.so"]
+    assert workshop.builds() == []  # what is not needed any more is gone
+    check_documents(built, inside, info)
+
+
+def check_documents(built: building.Compiled, inside: dict[str, bytes], info: str) -> None:
+    """Bill of materials by its own schema; provenance names every input."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    text = inside[f"{info}/sboms/tiny-cuda.cdx.json"].decode()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    [made_from] = [part for part in bill["components"] if "pedigree" in part]
+    assert made_from["pedigree"]["patches"][0]["diff"]["text"]["content"] == PATCH
+    statement = json.loads(built.provenance.read_text())
+    assert statement["subject"][0]["digest"]["sha256"] == built.sha256
+    materials = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    names = {item["name"] for item in materials}
+    toolchain = find_toolchain("11.8")
+    assert {wheel.name for wheel in toolchain.wheels} < names
+    assert {"tiny_cuda-1.0.tar.gz", "0001-answer.patch"} < names
+    assert len(materials) == len(names)
+
+
+def test_the_same_bytes_in_another_folder_and_a_poisoned_environment(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = workshop.build(workshop.order("6.1"))
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for name in ("nvcc", "ptxas", "cicc", "fatbinary", "gcc", "g++", "ld", "as", "cmake", "ninja"):
+        (bad / name).write_text("#!/bin/sh\necho poisoned >&2\nexit 97\n")
+        (bad / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bad}:{os.environ['PATH']}")
+    poison = {
+        "CFLAGS": "-march=native -DPOISON",
+        "CXXFLAGS": "-O0",
+        "CUDAFLAGS": "-G",
+        "NVCC_APPEND_FLAGS": "-lineinfo",
+        "NVCC_PREPEND_FLAGS": "-DPOISON",
+        "LDFLAGS": "-Wl,--build-id",
+        "LD_LIBRARY_PATH": "/nowhere",
+        "CPATH": "/nowhere",
+        "CUDA_PATH": "/usr/local/cuda-13",
+        "CUDA_HOME": "/usr/local/cuda-13",
+        "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug",
+        "SKBUILD_CMAKE_DEFINE": "CMAKE_CUDA_ARCHITECTURES=90",
+        "CUDAARCHS": "90",
+        "TZ": "Asia/Tokyo",
+        "LC_ALL": "C",
+        "PYTHONPATH": str(bad),
+        "SOURCE_DATE_EPOCH": "1700000000",
+    }
+    for name, value in poison.items():
+        monkeypatch.setenv(name, value)
+    os.umask(before := os.umask(0o077))
+    try:
+        os.umask(0o077)
+        second = workshop.build(workshop.order("6.1"), copy=1)
+    finally:
+        os.umask(before)
+    assert second.sha256 == first.sha256
+
+
+def test_it_installs_and_finds_its_libraries(workshop: Workshop, tmp_path: Path) -> None:
+    built = workshop.build(workshop.order("6.1"))
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--target", str(target), str(built.path)], check=True)
+    library = target / "tiny_cuda" / "libtiny.so"
+    environment = {"LD_TRACE_LOADED_OBJECTS": "1", "PATH": "/nowhere"}
+    loader = ["/lib64/ld-linux-x86-64.so.2", str(library)]
+    told = subprocess.run(loader, env=environment, capture_output=True, text=True, check=False)
+    assert "libcudart.so.11.0 => not found" in told.stdout
+    runtime = target / "nvidia" / "cuda_runtime" / "lib"
+    runtime.mkdir(parents=True)
+    shutil.copy(workshop.toolchain / "cuda" / "lib64" / "libcudart.so.11.0", runtime)
+    told = subprocess.run(loader, env=environment, capture_output=True, text=True, check=False)
+    assert f"libcudart.so.11.0 => {target}" in told.stdout
+
+
+def test_ptx_only_for_a_replay(workshop: Workshop) -> None:
+    built = workshop.build(workshop.order("6.1", code="ptx"))
+    assert "+cu118.sm61.replay-" in built.path.name
+    [library] = audit.summarise(scan_wheel(built.path))
+    assert {label.partition("@")[0] for group in library.groups for label in group.code} == {
+        "compute_61"
+    }
+
+
+def test_a_killed_build_goes_on(workshop: Workshop, tmp_path: Path) -> None:
+    """SIGKILL in the middle: what is compiled is not compiled again; the bytes are the same."""
+    whole = workshop.build(workshop.order("6.1"), copy=7)
+    program = tmp_path / "go.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path[:0] = {sys.path!r}\n"
+        "import test_compiled_wheels as here\n"
+        "import pytest\n"
+        "class Again(here.Workshop):\n"
+        "    def __init__(self, folder, toolchain):\n"
+        "        self.folder, self.toolchain = folder, toolchain\n"
+        "        here.source.PACKAGE = folder / 'package'\n"
+        "        self.archive, self.facts = here.sdist(folder, here.files())\n"
+        f"w = Again(here.Path({str(workshop.folder)!r}), here.Path({str(workshop.toolchain)!r}))\n"
+        "w.archive = here.Path(sys.argv[1])\n"
+        f"w.facts = here.replace(w.facts, sha256={workshop.facts.sha256!r})\n"
+        "w.build(w.order('6.1'), tell=lambda what, done, total: print(done, flush=True))\n"
+    )
+    copy = tmp_path / "kept.tar.gz"
+    shutil.copy(workshop.archive, copy)
+    process = subprocess.Popen(
+        [sys.executable, str(program), str(copy)],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    done = 0
+    for line in process.stdout:
+        done = int(line)
+        if done >= FILES // 2:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert done >= FILES // 2
+    assert len(workshop.builds()) == 1
+    seen: list[int] = []
+    built = workshop.build(workshop.order("6.1"), tell=lambda what, now, total: seen.append(total))
+    assert built.resumed
+    assert built.sha256 == whole.sha256
+    assert max(seen) < FILES + 1  # ninja counts only what is left
+
+
+def test_what_does_not_compile_is_said(workshop: Workshop, tmp_path: Path) -> None:
+    content = {**files(), "src/kernel3.cu": "#error this card is too old\n"}
+    workshop.archive, workshop.facts = sdist(tmp_path, content)
+    with pytest.raises(SurroundingsError) as caught:
+        workshop.build(workshop.order("6.1"))
+    assert "this card is too old" in caught.value.why
+    [left] = workshop.builds()  # the next run goes on there
+    assert (workshop.folder / "cache" / "builds" / left / "log.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            ("$ORIGIN/../nvidia/cuda_runtime/lib", "/usr/local/cuda/lib64"),
+            "a place of this machine",
+        ),
+        (("$ORIGIN/../nvidia/cuda_runtime/lib", "$ORIGIN"), "does not find libcudart.so.11.0"),
+        (("CUDA::cudart)", "CUDA::cudart z)"), "needs libz.so.1, which nothing brings"),
+    ],
+    ids=["absolute", "elsewhere", "unknown"],
+)
+def test_what_would_not_be_found_is_refused(
+    workshop: Workshop, tmp_path: Path, change: tuple[str, str], said: str
+) -> None:
+    content = files()
+    content["CMakeLists.txt"] = content["CMakeLists.txt"].replace(*change)
+    if "libz" in said:  # of another system: with a soname, and no header needed
+        content["CMakeLists.txt"] += "\ntarget_link_options(tiny PRIVATE -Wl,--no-as-needed)\n"
+        library = workshop.toolchain / "sysroot" / "lib" / "x86_64-linux-gnu"
+        content["CMakeLists.txt"] = content["CMakeLists.txt"].replace(
+            "CUDA::cudart z)", f"CUDA::cudart {library}/libz.so.1)"
+        )
+    workshop.archive, workshop.facts = sdist(tmp_path, content)
+    with pytest.raises(SurroundingsError) as caught:
+        workshop.build(workshop.order("6.1"))
+    assert said in caught.value.why
+
+
+def test_a_package_without_device_code_may_have_none(workshop: Workshop) -> None:
+    with pytest.raises(SurroundingsError, match="not fit for release"):
+        workshop.build(workshop.order("6.1", local="legacy.1"))
+
+
+def test_a_patch_that_does_not_fit(workshop: Workshop, tmp_path: Path) -> None:
+    content = {**files(), "tiny_cuda/__init__.py": "ANSWER = 40\n"}
+    workshop.archive, workshop.facts = sdist(tmp_path, content)
+    with pytest.raises(SurroundingsError) as caught:
+        workshop.build(workshop.order("6.1"))
+    assert "0001-answer.patch does not fit tiny_cuda/__init__.py" in caught.value.why
+    assert not list((workshop.folder / "out-0").glob("*.whl"))
+
+
+def test_a_source_distribution_that_is_another(workshop: Workshop, tmp_path: Path) -> None:
+    other = tmp_path / "other.tar.gz"
+    other.write_bytes(workshop.archive.read_bytes()[:-1])
+    with pytest.raises(UserError) as caught:
+        building.archive(recipe(workshop.facts), other, lambda what, done, total: None)
+    assert workshop.facts.sha256 in caught.value.why
+
+
+def test_no_room(workshop: Workshop) -> None:
+    with pytest.raises(SurroundingsError) as caught:
+        workshop.build(workshop.order("6.1", disk=1 << 60))
+    assert "needs 1073741824.0 GiB" in caught.value.why
+    assert workshop.builds() == []
+
+
+def test_a_disk_that_fills_up(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(finish, "write", full)
+    with pytest.raises(SurroundingsError) as caught:
+        workshop.build(workshop.order("6.1"))
+    assert "goes on where it stopped" in caught.value.next_step
+    assert len(workshop.builds()) == 1
+
+
+def test_setuptools(workshop: Workshop, tmp_path: Path) -> None:
+    """The other back end: its requirements are not in the lock of this recipe, which is said."""
+    content = {
+        "pyproject.toml": '[build-system]\nrequires = ["setuptools>=77"]\n'
+        'build-backend = "setuptools.build_meta"\n',
+        "tiny_cuda/__init__.py": "ANSWER = 41\n",
+    }
+    workshop.archive, workshop.facts = sdist(tmp_path, content)
+    with pytest.raises(SurroundingsError, match="does not compile here") as caught:
+        workshop.build(workshop.order("6.1"))
+    assert "setuptools>=77" in caught.value.why
