@@ -105,7 +105,7 @@ def _tensors(shape: Shape, random: Any) -> Iterator[tuple[str, Any]]:
     width, forward = shape.embedding, shape.forward
     yield "token_embd.weight", matrix(VOCABULARY, width, scale=16.0)
     yield "output_norm.weight", norm(width)
-    yield "output.weight", matrix(VOCABULARY, width, scale=6.0)
+    yield "output.weight", matrix(VOCABULARY, width, scale=1.5)
     for block in range(shape.blocks):
         at = f"blk.{block}"
         yield f"{at}.attn_norm.weight", norm(width)

@@ -17,6 +17,7 @@ import argparse
 import ctypes
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def speak(path: Path, layers: int, flash: bool, kv: int | None) -> dict[str, Any
     kinds = {} if kv is None else {"type_k": kv, "type_v": kv}
     model = llama_cpp.Llama(
         str(path), n_gpu_layers=layers, n_ctx=CONTEXT, n_batch=256, n_ubatch=256, seed=1,
-        logits_all=True, flash_attn=flash, verbose=False, n_threads=4, **kinds,
+        logits_all=True, flash_attn=flash, verbose=False, n_threads=len(os.sched_getaffinity(0)), **kinds,
     )  # fmt: skip
     tokens = model.tokenize(TEXT.encode(), add_bos=False)
     model.eval(tokens)

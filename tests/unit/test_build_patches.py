@@ -16,6 +16,7 @@ from legacy_cuda import catalog
 from legacy_cuda.build import make, series
 from legacy_cuda.build.patches import FileDiff, Patch, PatchError, apply, apply_all, parse
 from legacy_cuda.catalog.locks import load_lock
+from legacy_cuda.catalog.recipes import recipes
 from legacy_cuda.catalog.patched import PatchedPackage, find_patched, patched
 
 HEADER = b"Why: it has to\nCapabilities: 5.0 6.1\nOrigin: own\n\n"
@@ -243,6 +244,8 @@ def test_each_patch_says_why_for_whom_and_from_where(facts: PatchedPackage, path
 
 def test_patches_are_where_the_catalog_looks_for_them() -> None:
     known = {series.folder(facts) for facts in patched()}
+    for recipe in recipes():
+        known.add(series.PACKAGE / "patches" / recipe.sdist.package / recipe.sdist.version)
     found = {path.parent for path in (series.PACKAGE / "patches").rglob("*.patch")}
     assert found <= known
     assert (ROOT / "patches").resolve() == series.PACKAGE / "patches"

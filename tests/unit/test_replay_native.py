@@ -781,3 +781,11 @@ def test_the_newest_cublas_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / name).touch()
     assert cublas.own({}) == (tmp_path / "libcublas.so.13").resolve()
     assert cublas.own({cublas.TARGET: "/mine"}) == Path("/mine")
+
+
+def test_libraries_in_other_folders() -> None:
+    """Those of a Python package, which the interpreter loads."""
+    made = compiler.shim()
+    python = Path(sys.executable)
+    assert made.name not in {item.path.name for item in program.binaries(python, {})}
+    assert made.name in {item.path.name for item in program.binaries(python, {}, [made.parent])}

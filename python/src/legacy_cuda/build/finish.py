@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
+import re
 import subprocess
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,10 @@ from legacy_cuda.catalog.toolchains import CudaLibrary, Toolchain
 
 _ELF = b"\x7fELF"
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a ZIP file can name
+# The first manylinux whose systems all have a libstdc++ with these symbols: GLIBCXX_3.4.29 came with
+# gcc 11 (Enterprise Linux 9: glibc 2.34), 3.4.30 with gcc 12 (Ubuntu 22.04: 2.35, Debian 12: 2.36),
+# by GCC's "ABI Policy and Guidelines" and the distributions' packages.
+_GLIBCXX = {(3, 4, 29): (2, 34), (3, 4, 30): (2, 35)}
 _OLDEST_GLIBC = (2, 17)  # of manylinux2014, the oldest that pip knows a tag of this form for
 
 
@@ -35,8 +40,8 @@ class FinishError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Elf:
-    """What a program or library needs: sonames, where it looks for them, the newest symbols of
-    glibc that it uses."""
+    """What a program or library needs: sonames, where it looks for them, the oldest glibc of a
+    system whose C and C++ libraries have the symbols that it uses."""
 
     path: str
     soname: str
@@ -85,13 +90,25 @@ def read_elf(path: Path, name: str) -> Elf:
                 elif isinstance(section, GNUVerNeedSection):
                     for _, versions in section.iter_versions():
                         for version in versions:
-                            family, _, number = str(version.name).partition("_")
-                            if family == "GLIBC" and number[:1].isdigit():
-                                major, minor = (int(part) for part in number.split(".")[:2])
-                                newest = max(newest, (major, minor))
+                            newest = max(newest, _needs_glibc(str(version.name), name))
     except (ELFError, ValueError) as error:
         raise FinishError(f"{name} is no ELF file: {error}") from error
     return Elf(name, soname, tuple(needed), tuple(search), newest)
+
+
+def _needs_glibc(symbols: str, name: str) -> tuple[int, int]:
+    """The oldest glibc of a system that has a version of symbols, such as ``GLIBCXX_3.4.30``."""
+    family, _, number = symbols.partition("_")
+    if not re.fullmatch(r"\d+(\.\d+)*", number):
+        return (0, 0)
+    version = tuple(int(part) for part in number.split("."))
+    if family == "GLIBC":
+        return version[0], version[1]
+    if family == "GLIBCXX" and version > (3, 4, 28):
+        if version not in _GLIBCXX:
+            raise FinishError(f"{name} needs {symbols}: which systems have it is not known here")
+        return _GLIBCXX[version]
+    return (0, 0)
 
 
 def requirements(files: Iterable[Elf], site: Mapping[str, str], toolchain: Toolchain) -> list[str]:

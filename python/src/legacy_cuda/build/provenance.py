@@ -43,7 +43,8 @@ class Inputs:
 def bill_of_materials(inputs: Inputs, requires: Sequence[str]) -> dict[str, Any]:
     """A CycloneDX 1.6 document: the wheel, its sources with our patches, what it needs to run.
 
-    It is a function of the inputs: the serial number is made from them, and there is no date.
+    It is a function of the inputs: the serial number is made from them, and there is no date and
+    no version of this program, whose releases would change every wheel.
     """
     recipe, sdist = inputs.recipe, inputs.recipe.sdist
     wheel = _purl(recipe.package, inputs.version)
@@ -83,11 +84,7 @@ def bill_of_materials(inputs: Inputs, requires: Sequence[str]) -> dict[str, Any]
                 "version": inputs.version,
                 "purl": wheel,
             },
-            "tools": {
-                "components": [
-                    {"type": "application", "name": "legacy-cuda", "version": __version__}
-                ]
-            },
+            "tools": {"components": [{"type": "application", "name": "legacy-cuda"}]},
         },
         "components": [
             {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -94,7 +96,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 with target.open("xb") as out:
                     shutil.copyfileobj(source, out, 1 << 20)
                 target.chmod(0o755 if item.mode & 0o100 else 0o644)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{archive.name} is damaged: {error}") from error
     except FileExistsError as error:
         raise SourceError(f"{archive.name} has a file twice: {error.filename}") from error

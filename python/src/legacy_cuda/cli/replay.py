@@ -15,8 +15,8 @@ def add(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "replay",
-        usage="legacy-cuda replay --capability X.Y [--compile-only] [--stock] [--report FILE] "
-        "[--multiprocessors N] -- COMMAND ...",
+        usage="legacy-cuda replay --capability X.Y [--compile-only] [--stock] [--report FILE]\n"
+        "                          [--libraries DIR] [--multiprocessors N] -- COMMAND ...",
         help="run an old capability's code on a newer GPU",
         description="Run a command whose Triton and PyTorch take the GPU for one of an old "
         "capability: the same code is generated as there, the old target's assembler has to "
@@ -41,6 +41,14 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write what was replayed as JSON"
+    )
+    parser.add_argument(
+        "--libraries",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with libraries in CUDA C++ that the command loads, where that is not its own",
     )
     parser.add_argument(
         "--multiprocessors",
@@ -74,6 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.multiprocessors < 0:
         raise UserError("--multiprocessors wants a number of multiprocessors, 1 or more")
+    for folder in arguments.libraries:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder", "--libraries names one")
     if arguments.report is not None:
         report.check_target(arguments.report)
     record = command.temporary_record()
@@ -86,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.multiprocessors,
         )
         print(f"legacy-cuda: {settings.intent}", file=sys.stderr, flush=True)
-        code = command.run(words, settings)
+        code = command.run(words, settings, arguments.libraries)
         document = report.gather(settings, words, code)
         print(f"legacy-cuda: {report.summary(document)}", file=sys.stderr, flush=True)
         if arguments.report is not None:

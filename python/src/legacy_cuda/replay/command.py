@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from legacy_cuda import catalog
@@ -114,15 +114,17 @@ def temporary_record() -> Path:
     return Path(name)
 
 
-def run(command: list[str], settings: Settings) -> int:
+def run(command: list[str], settings: Settings, libraries: Iterable[Path] = ()) -> int:
     """Run a command in the replay; returns its exit code, 128 + N if signal N ended it.
+
+    ``libraries`` are folders with libraries in CUDA C++ that it loads.
 
     Raises:
         UserError: it cannot be started.
         SurroundingsError: it is a program in C++, and there is no compiler for the shim.
     """
     variables = {**os.environ, **environment(settings, os.environ)}
-    variables |= native.for_program(command[0], settings, variables)
+    variables |= native.for_program(command[0], settings, variables, libraries)
     try:
         process = subprocess.Popen(command, env=variables)
     except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from legacy_cuda import catalog
@@ -45,8 +45,14 @@ def environment(settings: Settings, before: Mapping[str, str]) -> dict[str, str]
     return changed
 
 
-def for_program(command: str, settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables to change for one program, after :func:`environment`.
+def for_program(
+    command: str,
+    settings: Settings,
+    variables: Mapping[str, str],
+    folders: Iterable[Path] = (),
+) -> dict[str, str]:
+    """The variables to change for one program, after :func:`environment`; ``folders`` hold
+    libraries that it loads.
 
     Warns of what cannot be answered in it, and makes a stand-in for a cuBLAS that is not there.
 
@@ -56,7 +62,7 @@ def for_program(command: str, settings: Settings, variables: Mapping[str, str]) 
     path = shutil.which(command, path=variables.get("PATH"))
     if settings.compile_only or path is None:
         return {}
-    found = program.binaries(Path(path), variables)
+    found = program.binaries(Path(path), variables, folders)
     if any(binary.needs_runtime for binary in found):
         preloaded = variables.get("LD_PRELOAD", "").rpartition(":")[2]
         if Path(preloaded).name != "liblegacy_cuda_replay.so":

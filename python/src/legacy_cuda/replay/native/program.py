@@ -18,8 +18,11 @@ from legacy_cuda.replay.native.dynamic import Binary
 _USUAL = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 
 
-def binaries(program: Path, variables: Mapping[str, str]) -> list[Binary]:
-    """The program, the libraries beside it (it may load them by name) and what all these need.
+def binaries(
+    program: Path, variables: Mapping[str, str], folders: Iterable[Path] = ()
+) -> list[Binary]:
+    """The program, the libraries beside it and in ``folders`` (it may load them by name), and what
+    all these need.
 
     NVIDIA's own libraries are not among them, nor what cannot be found; nothing if the program is
     no ELF file.
@@ -29,8 +32,9 @@ def binaries(program: Path, variables: Mapping[str, str]) -> list[Binary]:
         return []
     found = {program.resolve(): first}
     waiting = [first]
-    for path in sorted(program.resolve().parent.glob("lib*.so*")):
-        _add(path, found, waiting)
+    for folder in (program.resolve().parent, *folders):
+        for path in sorted(folder.glob("lib*.so*")):
+            _add(path, found, waiting)
     while waiting:
         binary = waiting.pop()
         for soname in binary.needed:
