@@ -6,6 +6,7 @@ way is what llama.cpp meets.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +35,7 @@ from legacy_cuda.catalog.recipes import Recipe, Sdist, Way
 from legacy_cuda.catalog.toolchains import find_toolchain
 from legacy_cuda.devicecode import scan_wheel
 from legacy_cuda.errors import SurroundingsError, UserError
-from legacy_cuda.toolchain import make
+from legacy_cuda.toolchain import found, make
 
 NAME = "tiny-cuda"
 FILES = 6
@@ -187,7 +189,6 @@ def test_the_wheel_is_whole(workshop: Workshop, tmp_path: Path) -> None:
     assert {label for group in library.groups for label in group.code} == {"sm_37", "sm_61"}
     counts = [total for what, _, total in seen if what.startswith("compiling kernel")]
     assert len(set(counts)) == 1 and counts[0] >= FILES
-    assert b"nm -a" not in inside["tiny_cuda/libtiny.so"]
     assert b"tmpxft" not in inside["tiny_cuda/libtiny.so"]
     assert str(tmp_path).encode() not in inside["tiny_cuda/libtiny.so"]
     assert workshop.builds() == []  # what is not needed any more is gone
@@ -246,12 +247,57 @@ def test_the_same_bytes_in_another_folder_and_a_poisoned_environment(
     for name, value in poison.items():
         monkeypatch.setenv(name, value)
     os.umask(before := os.umask(0o077))
+    link = tmp_path / "link"
+    link.symlink_to(workshop.folder / "cache")
+    monkeypatch.setenv("LEGACY_CUDA_CACHE", str(link))
     try:
         os.umask(0o077)
-        second = workshop.build(workshop.order("6.1"), copy=1)
+        second = workshop.build(replace(workshop.order("6.1"), jobs=1), copy=1)
     finally:
         os.umask(before)
     assert second.sha256 == first.sha256
+
+
+def test_the_same_bytes_through_ccache(workshop: Workshop) -> None:
+    ccache = shutil.which("ccache")
+    if ccache is None:
+        pytest.skip("skipped: ccache is not installed here")
+    plain = workshop.build(workshop.order("6.1"))
+    for copy in (1, 2):
+        cached = workshop.build(replace(workshop.order("6.1"), ccache=ccache), copy=copy)
+        assert cached.sha256 == plain.sha256
+    told = subprocess.run(
+        [ccache, "--print-stats"],
+        env={**os.environ, "CCACHE_DIR": str(workshop.folder / "cache" / "ccache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures = dict(line.split() for line in told.stdout.splitlines())
+    hits = int(figures["direct_cache_hit"]) + int(figures["preprocessed_cache_hit"])
+    assert hits >= FILES  # the second one's, from another folder
+
+
+def test_a_toolkit_of_the_machine(workshop: Workshop) -> None:
+    """The pinned one, as if it were installed: it compiles, strips, and is not called the same."""
+    facts = find_toolchain("11.8")
+    compiler = found.read_compiler(workshop.toolchain / "bin" / "g++")
+    assert compiler is not None
+    folder, _ = found.make(facts, workshop.toolchain / "cuda", compiler)
+    order = replace(workshop.order("6.1"), toolchain=folder, pinned=False)
+    built = workshop.build(order)
+    assert built.path.name.startswith("tiny_cuda-1.0+cu118.sm61.found-")
+    inside = members(built.path)
+    assert b"tmpxft" not in inside["tiny_cuda/libtiny.so"]
+    text = inside["tiny_cuda-1.0+cu118.sm61.found.dist-info/sboms/tiny-cuda.cdx.json"]
+    assert b"of the machine" in text
+
+
+def test_ptx_for_newer_cards_as_well(workshop: Workshop) -> None:
+    built = workshop.build(workshop.order("3.7", "6.1", code="sass+ptx"))
+    [library] = audit.summarise(scan_wheel(built.path))
+    for group in library.groups:
+        assert {label.partition("@")[0] for label in group.code} == {"sm_37", "sm_61", "compute_61"}
 
 
 def test_it_installs_and_finds_its_libraries(workshop: Workshop, tmp_path: Path) -> None:
@@ -278,6 +324,17 @@ def test_ptx_only_for_a_replay(workshop: Workshop) -> None:
     assert {label.partition("@")[0] for group in library.groups for label in group.code} == {
         "compute_61"
     }
+
+
+def of_build(root: str) -> list[str]:
+    """Command lines of processes that work in a build's folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if any(root in word for word in words):
+                found.append(" ".join(words))
+    return found
 
 
 def test_a_killed_build_goes_on(workshop: Workshop, tmp_path: Path) -> None:
@@ -316,6 +373,11 @@ def test_a_killed_build_goes_on(workshop: Workshop, tmp_path: Path) -> None:
             break
     process.wait()
     assert done >= FILES // 2
+    [root] = [str(workshop.folder / "cache" / "builds" / name) for name in workshop.builds()]
+    deadline = time.monotonic() + 10
+    while of_build(root) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not of_build(root)  # no compiler outlives it
     assert len(workshop.builds()) == 1
     seen: list[int] = []
     built = workshop.build(workshop.order("6.1"), tell=lambda what, now, total: seen.append(total))
@@ -339,7 +401,7 @@ def test_what_does_not_compile_is_said(workshop: Workshop, tmp_path: Path) -> No
     [
         (
             ("$ORIGIN/../nvidia/cuda_runtime/lib", "/usr/local/cuda/lib64"),
-            "a place of this machine",
+            "not below site-packages",
         ),
         (("$ORIGIN/../nvidia/cuda_runtime/lib", "$ORIGIN"), "does not find libcudart.so.11.0"),
         (("CUDA::cudart)", "CUDA::cudart z)"), "needs libz.so.1, which nothing brings"),

@@ -38,7 +38,8 @@ def speak(path: Path, layers: int, flash: bool, kv: int | None) -> dict[str, Any
     kinds = {} if kv is None else {"type_k": kv, "type_v": kv}
     model = llama_cpp.Llama(
         str(path), n_gpu_layers=layers, n_ctx=CONTEXT, n_batch=256, n_ubatch=256, seed=1,
-        logits_all=True, flash_attn=flash, verbose=False, n_threads=len(os.sched_getaffinity(0)), **kinds,
+        logits_all=True, flash_attn=flash, verbose=False,
+        n_threads=len(os.sched_getaffinity(0)), **kinds,
     )  # fmt: skip
     tokens = model.tokenize(TEXT.encode(), add_bos=False)
     model.eval(tokens)

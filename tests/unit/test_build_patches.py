@@ -16,8 +16,8 @@ from legacy_cuda import catalog
 from legacy_cuda.build import make, series
 from legacy_cuda.build.patches import FileDiff, Patch, PatchError, apply, apply_all, parse
 from legacy_cuda.catalog.locks import load_lock
-from legacy_cuda.catalog.recipes import recipes
 from legacy_cuda.catalog.patched import PatchedPackage, find_patched, patched
+from legacy_cuda.catalog.recipes import recipes
 
 HEADER = b"Why: it has to\nCapabilities: 5.0 6.1\nOrigin: own\n\n"
 BEFORE = b"one\ntwo\nthree\nfour\nfive\nsix\nseven\n"

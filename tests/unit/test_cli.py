@@ -47,7 +47,7 @@ def test_help(variables: dict[str, str], command: str) -> None:
     assert "examples:" in done.stdout or command == ""
     assert max(map(len, done.stdout.splitlines())) <= 100
     if not command:
-        assert all(f"  {name} " in done.stdout for name in COMMANDS)
+        assert all(f"\n    {name}" in done.stdout for name in COMMANDS)
         assert "exit codes" in done.stdout
 
 

@@ -204,12 +204,34 @@ def test_requirements_come_from_what_is_needed() -> None:
         (elf("libcublas.so.12"), "does not find libcublas.so.12"),
         (elf("libcublas.so.12", search=("$ORIGIN/../nvidia/cublas/lib",)), "does not find"),
         (elf("libb.so", search=("$ORIGIN/..",)), "does not find libb.so"),
-        (elf(search=("/usr/lib",)), "a place of this machine"),
+        (elf(search=("/usr/lib",)), "not below site-packages"),
+        (elf(search=("$ORIGIN/../../..",)), "not below site-packages"),
+        (elf(search=("$ORIGINAL/lib",)), "not below site-packages"),
     ],
 )
 def test_what_would_not_run_elsewhere(file: finish.Elf, said: str) -> None:
     with pytest.raises(finish.FinishError, match=said):
         finish.requirements([file], {"libb.so": "pkg/lib"}, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "glibc"),
+    [
+        ("GLIBC_2.34", (2, 34)),
+        ("GLIBC_2.2.5", (2, 2)),
+        ("GLIBC_PRIVATE", (0, 0)),
+        ("GLIBCXX_3.4.28", (0, 0)),
+        ("GLIBCXX_3.4.30", (2, 35)),
+        ("CXXABI_1.3.13", (0, 0)),
+    ],
+)
+def test_which_systems_have_the_symbols(symbols: str, glibc: tuple[int, int]) -> None:
+    assert finish._needs_glibc(symbols, "a.so") == glibc
+
+
+def test_symbols_of_no_known_system() -> None:
+    with pytest.raises(finish.FinishError, match=r"GLIBCXX_3\.4\.99"):
+        finish._needs_glibc("GLIBCXX_3.4.99", "a.so")
 
 
 def wheel(path: Path, members: dict[str, str]) -> Path:
@@ -284,5 +306,9 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     lines = [f"line {number}" for number in range(100)] + ["a.cu(3): error: too old"]
     log.write_text("\n".join([*lines, *(f"after {number}" for number in range(40))]))
     assert backend._end(log).splitlines()[0] == "a.cu(3): error: too old"
+    begin = log.stat().st_size
+    with log.open("a") as more:  # the next run's
+        more.write("\nb.cu(4): error: another\n")
+    assert backend._end(log, begin) == "b.cu(4): error: another"
     log.write_text("\n".join(lines[:100]))
     assert backend._end(log).splitlines()[-1] == "line 99"

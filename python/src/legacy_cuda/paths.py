@@ -7,11 +7,13 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """Downloads that can be had again: LEGACY_CUDA_CACHE, or legacy-cuda below XDG_CACHE_HOME."""
+    """Downloads that can be had again: LEGACY_CUDA_CACHE, or legacy-cuda below XDG_CACHE_HOME.
+
+    Without links: compilers write real paths, which are to be found again in what they write.
+    """
     chosen = os.environ.get("LEGACY_CUDA_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "legacy-cuda"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(chosen) if chosen else base / "legacy-cuda").resolve()
 
 
 def environments_directory() -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +26,7 @@ else:
 _STATUS = re.compile(r"\[(\d+)/(\d+)\] (.*)")
 _SOURCE = re.compile(r"([\w.+-]+\.(?:cu|cpp|cc|cxx|c))(?:\.o)?(?:\s|$)")
 _SETUPTOOLS = "setuptools.build_meta:__legacy__"  # PEP 517, where pyproject.toml names none
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SUPERVISE = Path(__file__).with_name("supervise.py")
 
 Tell = Callable[[str, int, int], None]
 """Called with the file that is compiled, and how many steps of how many are done."""
@@ -81,8 +79,8 @@ def build_wheel(
     """Have the back end of the sources build a wheel into ``out``; its path.
 
     ``python`` is that of an environment with what the back end requires. What is printed goes to
-    ``log``. ``keep_open`` is a descriptor that every process of the build inherits: a lock on it
-    is held until the last of them has ended.
+    ``log``. A lock on the descriptor ``keep_open`` is held until the last process of the build has
+    ended; they all end when this one does, even if it is killed.
 
     Raises:
         BackendError: it failed.
@@ -90,6 +88,7 @@ def build_wheel(
     from pyproject_hooks import BackendUnavailable, BuildBackendHookCaller, HookMissing
 
     backend, path, _ = build_system(source)
+    begin = log.stat().st_size if log.is_file() else 0
     caller = BuildBackendHookCaller(
         str(source),
         backend,
@@ -100,7 +99,7 @@ def build_wheel(
     try:
         name = caller.build_wheel(str(out), config_settings=dict(settings))
     except (subprocess.CalledProcessError, BackendUnavailable, HookMissing) as error:
-        raise BackendError(_end(log)) from error
+        raise BackendError(_end(log, begin)) from error
     return out / name
 
 
@@ -117,7 +116,7 @@ def _run(
     """Run the hook; everything it starts ends with it."""
     with log.open("a", encoding="utf-8", errors="backslashreplace") as written:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", str(_SUPERVISE), str(os.getpid()), *command],
             cwd=cwd,
             env={**variables, **(extra_environ or {})},
             stdin=subprocess.DEVNULL,
@@ -128,7 +127,6 @@ def _run(
             errors="backslashreplace",
             start_new_session=True,
             pass_fds=(keep_open,),
-            preexec_fn=partial(_end_with, os.getpid()),
         )
         assert process.stdout is not None
         try:
@@ -140,23 +138,17 @@ def _run(
                     tell(found[-1] if found else "", int(status[1]), int(status[2]))
             code = process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)  # its own session: ninja and the compilers too
+            process.terminate()  # it ends everything below it
             process.wait()
             raise
     if code:
         raise subprocess.CalledProcessError(code, command)
 
 
-def _end_with(parent: int) -> None:
-    """Between fork and exec: be killed when the parent is."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _end(log: Path) -> str:
-    """The end of a log: from the first error of a compiler on where there is one."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _end(log: Path, begin: int = 0) -> str:
+    """The end of a log, of which what comes before byte ``begin`` is of an earlier run: from the
+    first error of a compiler on where there is one."""
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
     lines = [line for line in lines if line.strip()]
     marks = [at for at, line in enumerate(lines) if re.search(r"\b(error|FAILED)\b", line)]
     start = max(marks[0], len(lines) - 400) if marks else len(lines) - 15

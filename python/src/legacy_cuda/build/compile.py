@@ -16,8 +16,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Order:
     """What is to be built: a recipe, for which capabilities, with which toolchain's folder.
 
     ``code`` is which device code: ``sass``, ``sass+ptx`` (PTX of the newest capability as well) or
-    ``ptx`` alone, for a replay on a newer GPU.
+    ``ptx`` alone, for a replay on a newer GPU. ``pinned`` is False for a toolchain of this machine.
     """
 
     recipe: Recipe
@@ -59,12 +59,14 @@ class Order:
     code: str
     jobs: int
     ccache: str | None
+    pinned: bool = True
 
     @property
     def version(self) -> str:
         """The version of the wheel."""
         version = self.recipe.installed(self.way, set(self.capabilities))
-        return version + {"sass": "", "sass+ptx": ".ptx", "ptx": ".replay"}[self.code]
+        version += {"sass": "", "sass+ptx": ".ptx", "ptx": ".replay"}[self.code]
+        return version + ("" if self.pinned else ".found")
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,32 @@ def jobs(way: Way, processors: int, memory: int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of memory that programs can have now (proc(5), MemAvailable)."""
+    """Bytes of memory that programs can have now: proc(5), MemAvailable, or what a container's
+    control group admits (cgroup v2, memory.max)."""
+    free = 0
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
+            free = int(line.split()[1]) << 10
+    limit = _control_group("memory.max")
+    return min(free, int(limit[0])) if limit and limit[0].isdigit() else free
+
+
+def processors() -> int:
+    """How many processors this may use: those it is bound to, or fewer by a container's control
+    group (cgroup v2, cpu.max: microseconds of how many)."""
+    bound = len(os.sched_getaffinity(0))
+    limit = _control_group("cpu.max")
+    if len(limit) == 2 and limit[0].isdigit():
+        return max(1, min(bound, -(-int(limit[0]) // int(limit[1]))))
+    return bound
+
+
+def _control_group(name: str) -> list[str]:
+    """The words of a file of the control group that a container is in; none elsewhere."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").split()
+    except OSError:
+        return []
 
 
 def place(order: Order, inputs: Inputs, copy: int = 0) -> Path:
@@ -208,8 +231,10 @@ def compile_wheel(
                 sys.argv,
             )
             note = target.with_name(f"{target.name}.provenance.json")
+            own = root / "provenance.json"
+            own.write_bytes(_json(document))
+            _publish(own, note)
             _publish(part, target)
-            note.write_bytes(_json(document))
             shutil.rmtree(root)
     except (source.SourceError, PatchError) as error:
         raise _broken(recipe, error) from error
@@ -248,6 +273,19 @@ def compile_wheel(
         resumed,
         note,
     )
+
+
+def publish(built: Compiled, output: Path) -> Compiled:
+    """Put a finished wheel and its provenance into another folder.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    note, target = output / built.provenance.name, output / built.path.name
+    _publish(built.provenance, note)
+    _publish(built.path, target)
+    return replace(built, path=target, provenance=note)
 
 
 def archive(recipe: Recipe, given: Path | None, tell: Tell) -> Path:
@@ -345,7 +383,7 @@ def _prepare(
         shutil.rmtree(part, ignore_errors=True)
         source.prepare(archive, inputs.changes, part)
         part.rename(sources)
-    if not (root / "tools.done").is_file():
+    if not (root / "tools.done").is_file() or not (tools / "bin" / "python").exists():
         tell("installing what the build needs", 0, 0)
         backend.make_environment(load_lock(order.recipe.lock), *interpreter, tools)
         (root / "tools.done").touch()
@@ -359,23 +397,27 @@ def _prepare(
     variables["PATH"] = f"{tools / 'bin'}:{variables['PATH']}"
     variables["CMAKE_BUILD_PARALLEL_LEVEL"] = variables["MAX_JOBS"] = str(order.jobs)
     if order.ccache:
-        variables.update(_ccache(order.ccache, root))
+        variables.update(_ccache(order.ccache, order, root))
     return variables
 
 
-def _ccache(program: str, root: Path) -> dict[str, str]:
-    """Have CMake compile through ccache, which knows a compiler by its content and is told that
-    the folder does not matter (ccache(1))."""
+def _ccache(program: str, order: Order, root: Path) -> dict[str, str]:
+    """Have CMake compile through ccache, with no settings but these (ccache(1)).
+
+    A compiler is known by the toolchain's name, which has a digest of what it is made of in it.
+    Paths below the build's folder become relative, so that another folder finds what was compiled
+    in this one.
+    """
     home = os.environ.get("CCACHE_DIR") or str(paths.cache_directory() / "ccache")
-    launchers = {
-        f"CMAKE_{language}_COMPILER_LAUNCHER": program for language in ("C", "CXX", "CUDA")
-    }
+    languages = ("C", "CXX", "CUDA")
     return {
-        **launchers,
+        **{f"CMAKE_{language}_COMPILER_LAUNCHER": program for language in languages},
         "CCACHE_DIR": home,
+        "CCACHE_CONFIGPATH": os.devnull,
         "CCACHE_BASEDIR": str(root),
         "CCACHE_NOHASHDIR": "1",
-        "CCACHE_COMPILERCHECK": "content",
+        "CCACHE_COMPILERCHECK": f"string:{order.toolchain.name}",
+        environ.RELATIVE: "../",  # the back end compiles in a folder just below
     }
 
 
@@ -425,18 +467,32 @@ def _judge(order: Order, wheel: Path) -> tuple[audit.Verdict, ...]:
                 )
         if not libraries or not verdict.good:
             raise finish.FinishError(audit.describe(verdict))
+    if order.code == "sass+ptx":
+        _check_ptx(libraries, f"compute_{order.capabilities[-1].number}")
     return verdicts
+
+
+def _check_ptx(libraries: Iterable[audit.Library], wanted: str) -> None:
+    for library in libraries:
+        for group in library.groups:
+            if not any(label.partition("@")[0] == wanted for label in group.code):
+                raise finish.FinishError(
+                    f"{library.path} has {group.count} containers without PTX for {wanted}"
+                )
 
 
 def _json(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
-def _publish(part: Path, target: Path) -> None:
-    """Give a file its place, on another disk as well."""
+def _publish(source: Path, target: Path) -> None:
+    """Give a file its place, on another disk as well, or leave nothing there."""
     temporary = target.with_name(f".{target.name}.part")
-    shutil.copyfile(part, temporary)
-    temporary.rename(target)
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.rename(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _used() -> tuple[float, int]:

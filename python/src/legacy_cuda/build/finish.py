@@ -27,9 +27,9 @@ from legacy_cuda.catalog.toolchains import CudaLibrary, Toolchain
 
 _ELF = b"\x7fELF"
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a ZIP file can name
-# The first manylinux whose systems all have a libstdc++ with these symbols: GLIBCXX_3.4.29 came with
-# gcc 11 (Enterprise Linux 9: glibc 2.34), 3.4.30 with gcc 12 (Ubuntu 22.04: 2.35, Debian 12: 2.36),
-# by GCC's "ABI Policy and Guidelines" and the distributions' packages.
+# The oldest glibc of systems whose libstdc++ has these symbols: GLIBCXX_3.4.29 came with gcc 11
+# (Enterprise Linux 9: glibc 2.34), 3.4.30 with gcc 12 (Ubuntu 22.04: 2.35, Debian 12: 2.36), by
+# GCC's "ABI Policy and Guidelines" and the distributions' packages.
 _GLIBCXX = {(3, 4, 29): (2, 34), (3, 4, 30): (2, 35)}
 _OLDEST_GLIBC = (2, 17)  # of manylinux2014, the oldest that pip knows a tag of this form for
 
@@ -123,10 +123,10 @@ def requirements(files: Iterable[Elf], site: Mapping[str, str], toolchain: Toolc
     cuda: dict[str, CudaLibrary] = {item.soname: item for item in toolchain.libraries}
     found = set()
     for file in files:
-        for path in file.search:
-            if not path.startswith("$ORIGIN"):
+        for path, place in zip(file.search, _searched(file), strict=True):
+            if not re.match(r"\$ORIGIN(/|$)", path) or place.split("/")[0] == "..":
                 raise FinishError(
-                    f"{file.path} looks for libraries in {path}, a place of this machine"
+                    f"{file.path} looks for libraries in {path}, which is not below site-packages"
                 )
         for soname in file.needed:
             if soname in toolchain.host.system:
@@ -146,13 +146,13 @@ def requirements(files: Iterable[Elf], site: Mapping[str, str], toolchain: Toolc
     return sorted(found)
 
 
-def _searched(file: Elf) -> set[str]:
+def _searched(file: Elf) -> list[str]:
     """Folders below site-packages in which a file looks for what it needs."""
     own = posixpath.dirname(file.path)
-    return {
+    return [
         posixpath.normpath(posixpath.join(own, item.removeprefix("$ORIGIN").lstrip("/")))
         for item in file.search
-    }
+    ]
 
 
 def finish(
@@ -177,7 +177,10 @@ def finish(
     if build_tag or len(tags) != 1:
         raise FinishError(f"{built.name} has a build tag, or several tags")
     (tag,) = tags
-    members, executable = _unpack(built, folder)
+    try:
+        members, executable = _unpack(built, folder)
+    except zipfile.BadZipFile as error:
+        raise FinishError(f"{built.name} cannot be read: {error}") from error
     infos = {path.partition("/")[0] for path in members if ".dist-info/" in path}
     if len(infos) != 1:
         raise FinishError(f"{built.name} has {len(infos)} folders *.dist-info, not one")
@@ -186,9 +189,12 @@ def finish(
     elves = []
     for path, place in members.items():
         if _is_elf(place):
-            subprocess.run(
-                [str(strip), "--strip-unneeded", str(place)], env=dict(variables), check=True
+            command = [str(strip), "--strip-unneeded", str(place)]
+            done = subprocess.run(
+                command, env=dict(variables), capture_output=True, text=True, check=False
             )
+            if done.returncode:
+                raise FinishError(f"{path} cannot be stripped: {done.stderr.strip()}")
             elves.append(read_elf(place, path))
     site = {
         elf.soname or PurePosixPath(elf.path).name: posixpath.dirname(elf.path) for elf in elves

@@ -111,8 +111,7 @@ def bill_of_materials(inputs: Inputs, requires: Sequence[str]) -> dict[str, Any]
                 "name": "CUDA toolchain",
                 "version": inputs.toolchain.name,
                 "scope": "excluded",
-                "description": f"nvcc {inputs.toolchain.nvcc}, gcc {inputs.toolchain.host.gcc}, "
-                f"glibc {inputs.toolchain.host.glibc}",
+                "description": _compilers(inputs),
             },
         ],
         "dependencies": [
@@ -120,6 +119,15 @@ def bill_of_materials(inputs: Inputs, requires: Sequence[str]) -> dict[str, Any]
             {"ref": source, "dependsOn": []},
         ],
     }
+
+
+def _compilers(inputs: Inputs) -> str:
+    """The versions of what it was compiled with."""
+    toolchain, found = inputs.toolchain, inputs.toolchain_source
+    if found:
+        return f"nvcc {found['nvcc']}, gcc {found['gcc']}, glibc {found['glibc']}, of the machine"
+    host = toolchain.host
+    return f"nvcc {toolchain.nvcc}, gcc {host.gcc}, glibc {host.glibc}"
 
 
 def statement(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +87,14 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
     way = recipe.way(capabilities)
     if way is None:
         return _refuse(recipe, arguments, gpus)
+    from legacy_cuda import paths
     from legacy_cuda.build import compile as building
     from legacy_cuda.catalog.locks import load_lock
     from legacy_cuda.catalog.toolchains import find_toolchain
     from legacy_cuda.environment import choose_python
+    from legacy_cuda.toolchain import make
 
-    processors = len(os.sched_getaffinity(0))
+    processors = building.processors()
     count = arguments.jobs or building.jobs(way, processors, building.available_memory())
     pythons = load_lock(recipe.lock).pythons
     if arguments.python is not None and arguments.python not in pythons:
@@ -103,13 +105,23 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
         )
     ccache = None if arguments.no_ccache or arguments.twice else shutil.which("ccache")
     code = "ptx" if arguments.replay else "sass+ptx" if arguments.ptx else "sass"
-    minutes = recipe.seconds(way, len(capabilities)) / count / 60
+    minutes = recipe.seconds(way, len(capabilities)) / min(count, processors) / 60
     toolchain = find_toolchain(way.toolchain)
+    order = building.Order(
+        recipe,
+        way,
+        tuple(sorted(capabilities)),
+        make.place(toolchain),
+        code,
+        count,
+        ccache,
+        pinned=arguments.found is None,
+    )
     if arguments.dry_run:
-        _plan(recipe, way, sorted(capabilities), arguments, count, minutes)
+        _plan(order, arguments, minutes)
         return 0
     print(
-        f"{recipe.package} {recipe.version} for {', '.join(map(str, sorted(capabilities)))}: about "
+        f"{recipe.package} {recipe.version} for {', '.join(map(str, order.capabilities))}: about "
         f"{max(1, round(minutes))} minutes with {count} at once"
         + (" (less with what ccache has)" if ccache else ""),
         file=sys.stderr,
@@ -117,26 +129,27 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
     )
     with output.progress() as tell:
         archive = building.archive(recipe, arguments.sdist, tell)
-        folder = _toolchain(toolchain, arguments, tell)
-    order = building.Order(recipe, way, tuple(sorted(capabilities)), folder, code, count, ccache)
+        order = replace(order, toolchain=_toolchain(toolchain, arguments, tell))
     interpreter = choose_python((arguments.python,) if arguments.python else pythons[::-1])
+    place = arguments.output
+    if arguments.twice:
+        place = paths.cache_directory() / "builds" / f"{recipe.package}-{order.version}.twice"
     with output.steps() as tell:
-        built = building.compile_wheel(order, archive, interpreter, arguments.output, tell)
+        built = building.compile_wheel(order, archive, interpreter, place, tell)
     again = None
     if arguments.twice:
-        second = arguments.output / ".again"
-        try:
-            with output.steps() as tell:
-                again = building.compile_wheel(order, archive, interpreter, second, tell, copy=1)
-        finally:
-            shutil.rmtree(second, ignore_errors=True)
+        with output.steps() as tell:
+            second = place / "again"
+            again = building.compile_wheel(order, archive, interpreter, second, tell, copy=1)
+        if again.sha256 != built.sha256:
+            raise SurroundingsError(
+                "two builds of the same gave different bytes, and none is published",
+                f"{built.sha256}  {built.path}\n{again.sha256}  {again.path}",
+                "please report it, with both files",
+            )
+        built = building.publish(built, arguments.output)
+        shutil.rmtree(place)
     _show(built, again, arguments, gpus)
-    if again is not None and again.sha256 != built.sha256:
-        raise SurroundingsError(
-            "two builds of the same gave different bytes",
-            f"{built.sha256}\n{again.sha256}",
-            "please report it",
-        )
     return 0
 
 
@@ -151,6 +164,10 @@ def _check(recipe: Recipe, arguments: argparse.Namespace) -> None:
         )
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError("--jobs is a number of compilers, at least 1", f"{arguments.jobs} is not")
+    if recipe.local and (arguments.ptx or arguments.replay):
+        raise UserError(
+            f"{recipe.package} has no device code", "--ptx and --replay say which device code"
+        )
     if arguments.ptx and arguments.replay:
         raise UserError("--ptx and --replay exclude one another", "--replay is PTX without SASS")
     if arguments.compiler is not None and arguments.found is None:
@@ -167,42 +184,36 @@ def _toolchain(toolchain: Any, arguments: argparse.Namespace, tell: Any) -> Path
     return found.make(toolchain, toolkit, compiler)[0]
 
 
-def _plan(
-    recipe: Recipe,
-    way: Any,
-    capabilities: list[Any],
-    arguments: argparse.Namespace,
-    count: int,
-    minutes: float,
-) -> None:
+def _plan(order: Order, arguments: argparse.Namespace, minutes: float) -> None:
     """What a build takes."""
     from legacy_cuda.build import source
 
-    version = recipe.installed(way, set(capabilities))
+    recipe, way = order.recipe, order.way
     changes = source.changes(recipe)
     if arguments.json:
         output.document(
             "build-plan",
             {
                 "package": recipe.package,
-                "version": version,
+                "version": order.version,
                 "toolchain": way.toolchain,
-                "capabilities": [str(item) for item in capabilities],
+                "capabilities": [str(item) for item in order.capabilities],
                 "sdist": {"file": recipe.sdist.name, "sha256": recipe.sdist.sha256},
-                "jobs": count,
+                "jobs": order.jobs,
                 "minutes": round(minutes, 1),
-                "memory": way.memory * count,
+                "memory": way.memory * order.jobs,
                 "disk": recipe.disk,
                 "changes": [name for name, _ in changes.rows()],
             },
         )
         return
-    print(output.paint(f"{recipe.package} {version}", "bold") + f": {recipe.summary}")
+    print(output.paint(f"{recipe.package} {order.version}", "bold") + f": {recipe.summary}")
     print(f"  sources    {recipe.sdist.name}, {output.gib(recipe.sdist.size)}")
-    print(f"  compiler   CUDA {way.toolchain}, pinned (legacy-cuda toolchain {way.toolchain})")
+    pinned = f"pinned (legacy-cuda toolchain {way.toolchain})"
+    print(f"  compiler   CUDA {way.toolchain}, {pinned if order.pinned else 'of this machine'}")
     print(
-        f"  takes      about {max(1, round(minutes))} minutes with {count} at once, "
-        f"{output.gib(way.memory * count)} of memory, {output.gib(recipe.disk)} on disk"
+        f"  takes      about {max(1, round(minutes))} minutes with {order.jobs} at once, "
+        f"{output.gib(way.memory * order.jobs)} of memory, {output.gib(recipe.disk)} on disk"
     )
     for patch in changes.patches:
         name = patch.name.removesuffix(".patch")
@@ -293,8 +304,7 @@ def _show(
     print(f"  file       {output.short(path)}")
     print(f"  sha256     {built.sha256}")
     if again is not None:
-        same = "equal" if again.sha256 == built.sha256 else "DIFFERENT"
-        print(f"  again      {again.sha256}  ({same}; {again.seconds / 60:.1f} minutes)")
+        print(f"  again      {again.sha256}  (equal; {again.seconds / 60:.1f} minutes)")
     for row in libraries:
         kind = "PTX" if order.code == "ptx" else "SASS"
         print(

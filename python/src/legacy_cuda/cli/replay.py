@@ -48,7 +48,7 @@ def add(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder with libraries in CUDA C++ that the command loads, where that is not its own",
+        help="a folder with libraries in CUDA C++ that the command loads, if not its own",
     )
     parser.add_argument(
         "--multiprocessors",

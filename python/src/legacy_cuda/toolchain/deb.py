@@ -103,7 +103,8 @@ def _place(
         source = archive.extractfile(item)
         assert source is not None  # a regular file has content
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as out:
+        target.unlink(missing_ok=True)  # a link there may lead anywhere
+        with target.open("xb") as out:
             while piece := source.read(1 << 20):
                 out.write(piece)
         target.chmod(0o755 if item.mode & 0o100 else 0o644)

@@ -7,6 +7,10 @@ from pathlib import Path
 ROOT = "LEGACY_CUDA_BUILD_ROOT"
 """The variable with the folder of a build: compiled paths below it begin with :data:`MAPPED`."""
 
+RELATIVE = "LEGACY_CUDA_BUILD_RELATIVE"
+"""The variable with what stands for :data:`ROOT` at the beginning of a relative path, such as
+``../``, where a program between (ccache) makes paths relative."""
+
 MAPPED = "/build"
 
 EPOCH = 315532800

@@ -44,7 +44,7 @@ def fill(target: Path, name: str, work: Callable[[Path], dict[str, Any]]) -> boo
         return False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with fetch.locked(target.parent / f".{target.name}.lock"):
+        with fetch.locked(target.parent / ".lock"):  # they share what they download
             if (target / MANIFEST).is_file():
                 return False
             for left in target.parent.glob(f".making-{target.name}-*"):  # by a run that was killed

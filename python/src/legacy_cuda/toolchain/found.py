@@ -198,14 +198,16 @@ def make(toolchain: Toolchain, toolkit: Path, compiler: Compiler) -> tuple[Path,
     """
     version = nvcc_version(toolkit / "bin" / "nvcc")
     assert version is not None  # find_toolkit asked it
-    gcc = compiler.path.with_name(compiler.path.name.replace("g++", "gcc"))
+    gxx = compiler.path.absolute()
+    gcc = gxx.with_name(gxx.name.replace("g++", "gcc").replace("c++", "cc"))
     content = {
+        "layout": "2",
         "source": "found",
         "nvcc": version[1],
         "gcc": ".".join(map(str, compiler.version)),
         "glibc": ".".join(map(str, compiler.glibc)),
         "toolkit": str(toolkit),
-        "compiler": str(compiler.path),
+        "compiler": str(gxx),
     }
     digest = hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()
     target = folder.place(f"{toolchain.name}-found-{digest[:16]}")
@@ -214,9 +216,11 @@ def make(toolchain: Toolchain, toolkit: Path, compiler: Compiler) -> tuple[Path,
         commands = root / "bin"
         commands.mkdir()
         (root / "cuda").symlink_to(toolkit)
-        for names, path in ((("g++", "c++"), compiler.path), (("gcc", "cc"), gcc)):
+        for names, path in ((("g++", "c++"), gxx), (("gcc", "cc"), gcc)):
             for name in names:
                 folder.script(commands / name, f'exec {shlex.quote(str(path))} "$@"\n')
+        for name in ("ar", "ld", "ranlib", "strip"):
+            folder.script(commands / name, f'exec {shlex.quote(_binutil(gxx, name))} "$@"\n')
         folder.script(
             commands / "nvcc",
             f'export PATH={shlex.quote(str(toolkit / "bin"))}:"$PATH"\n'
@@ -225,3 +229,10 @@ def make(toolchain: Toolchain, toolkit: Path, compiler: Compiler) -> tuple[Path,
         return {**content, **smoke.check(root, toolchain)}
 
     return target, folder.fill(target, toolchain.name, fill)
+
+
+def _binutil(compiler: Path, name: str) -> str:
+    """The program of that name which the compiler itself would use (gcc, -print-prog-name)."""
+    command = [str(compiler), f"-print-prog-name={name}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return shutil.which(done.stdout.strip() or name) or name

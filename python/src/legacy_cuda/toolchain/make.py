@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from legacy_cuda import fetch
+from legacy_cuda.build.make import file_sha256
 from legacy_cuda.catalog.toolchains import DebianPackage, Toolchain
 from legacy_cuda.errors import SurroundingsError
 from legacy_cuda.toolchain import deb, environ, folder, mirrors, smoke
@@ -51,6 +52,8 @@ LIBRARIES =+ $(_SPACE_) "-L$(TOP)/lib64/stubs" "-L$(TOP)/lib64"
 _MAPPED = f"""\
 set -- "-ffile-prefix-map=$here/..=/toolchain" "$@"
 [ -z "${environ.ROOT}" ] || set -- "-ffile-prefix-map=${environ.ROOT}={environ.MAPPED}" "$@"
+[ -z "${environ.RELATIVE}" ] ||
+    set -- "-ffile-prefix-map=${environ.RELATIVE}={environ.MAPPED}/" "$@"
 """
 
 # cicc hashes the path of a source into the names of what is local to it (seen with 11.8 and 12.4).
@@ -104,13 +107,20 @@ def _fill(toolchain: Toolchain, root: Path, tell: Tell) -> None:
     addresses = mirrors.mirrors()
     total = toolchain.download
     done = unpacked = 0
+    ours: list[Path] = []  # downloaded for this alone: what matters of it is in the toolchain then
 
     def get(remote: fetch.Remote) -> Path:
         nonlocal done
         before = done
-        path = fetch.download(
-            remote, progress=lambda now, _: tell("downloading", before + now, total)
-        )
+
+        def told(now: int, _: int) -> None:
+            tell("downloading", before + now, total)
+
+        path = fetch.cached_path(remote)
+        if path.is_file() and file_sha256(path) != remote.sha256:
+            path.unlink()  # damaged on the disk
+        if not path.is_file():
+            ours.append(fetch.download(remote, progress=told))
         done = before + remote.size
         return path
 
@@ -125,7 +135,6 @@ def _fill(toolchain: Toolchain, root: Path, tell: Tell) -> None:
                 deb.unpack(path, where, _is_used)
             except deb.DebError as error:
                 raise SurroundingsError(f"{path.name} cannot be unpacked", str(error)) from error
-            path.unlink()  # what matters of it is in the toolchain now
             unpacked += package.size
             tell("unpacking", unpacked, total)
     cuda = root / "cuda"
@@ -135,12 +144,13 @@ def _fill(toolchain: Toolchain, root: Path, tell: Tell) -> None:
         remote = fetch.Remote(wheel.package, wheel.version, wheel.name, wheel.sha256, wheel.size)
         path = get(remote)
         _unpack_wheel(path, cuda)
-        path.unlink()
         unpacked += wheel.size
         tell("unpacking", unpacked, total)
     _complete_sysroot(sysroot)
     _write_commands(root)
     _complete_libraries(root)
+    for path in ours:
+        path.unlink(missing_ok=True)
 
 
 def _is_used(path: PurePosixPath) -> bool:

@@ -85,14 +85,14 @@ def for_program(
             f"{cublas.TARGET} can name one"
         )
         return {}
-    folders = [str(cublas.stub(soname, wanted[soname]).parent) for soname in sorted(wanted)]
+    stubs = [str(cublas.stub(soname, wanted[soname]).parent) for soname in sorted(wanted)]
     before = [item for item in variables.get("LD_LIBRARY_PATH", "").split(":") if item]
     print(
         f"legacy-cuda: {', '.join(sorted(wanted))} is not here: calls go to {target.name}",
         file=sys.stderr,
         flush=True,
     )
-    return {"LD_LIBRARY_PATH": ":".join([*before, *folders]), cublas.TARGET: str(target)}
+    return {"LD_LIBRARY_PATH": ":".join([*before, *stubs]), cublas.TARGET: str(target)}
 
 
 def _warn(text: str) -> None:
