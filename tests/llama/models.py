@@ -2,8 +2,9 @@
 
     python -m tests.llama.models FOLDER
 
-Weights are random, but large enough for some tokens to be far likelier than others: a model whose
-logits are all alike would give other tokens for the smallest difference. The tokenizer is
+Weights are random, but each token is followed by one that is much likelier than the others: a model
+whose logits are all alike would give other tokens for the smallest difference. The layers between
+still move the logits by more than rounding does, which the loss and the logits show. The tokenizer is
 byte-level, so that any text can be fed to them. Dimensions are multiples of 256, the block of the
 K quantisations.
 
@@ -103,16 +104,18 @@ def _tensors(shape: Shape, random: Any) -> Iterator[tuple[str, Any]]:
         return (1.0 + 0.1 * random.standard_normal(size)).astype(numpy.float32)
 
     width, forward = shape.embedding, shape.forward
-    yield "token_embd.weight", matrix(VOCABULARY, width, scale=16.0)
+    tokens = matrix(VOCABULARY, width, scale=16.0)
+    yield "token_embd.weight", tokens
     yield "output_norm.weight", norm(width)
-    yield "output.weight", matrix(VOCABULARY, width, scale=1.5)
+    # the one that follows: its logit is about 256 * 0.05 more than the others'
+    yield "output.weight", 0.05 * tokens[random.permutation(VOCABULARY)]
     for block in range(shape.blocks):
         at = f"blk.{block}"
         yield f"{at}.attn_norm.weight", norm(width)
         yield f"{at}.attn_q.weight", matrix(shape.heads * shape.head, width, scale=2.0)
         yield f"{at}.attn_k.weight", matrix(shape.heads_kv * shape.head, width, scale=2.0)
         yield f"{at}.attn_v.weight", matrix(shape.heads_kv * shape.head, width, scale=2.0)
-        yield f"{at}.attn_output.weight", matrix(width, shape.heads * shape.head, scale=2.0)
+        yield f"{at}.attn_output.weight", matrix(width, shape.heads * shape.head, scale=0.5)
         if shape.norms:
             yield f"{at}.attn_q_norm.weight", norm(shape.head)
             yield f"{at}.attn_k_norm.weight", norm(shape.head)
@@ -121,11 +124,11 @@ def _tensors(shape: Shape, random: Any) -> Iterator[tuple[str, Any]]:
             yield f"{at}.ffn_gate_inp.weight", matrix(shape.experts, width, scale=2.0)
             for name, rows, columns in (("gate", forward, width), ("up", forward, width)):
                 yield f"{at}.ffn_{name}_exps.weight", matrix(shape.experts, rows, columns, scale=2)
-            yield f"{at}.ffn_down_exps.weight", matrix(shape.experts, width, forward, scale=2)
+            yield f"{at}.ffn_down_exps.weight", matrix(shape.experts, width, forward, scale=0.5)
         else:
             yield f"{at}.ffn_gate.weight", matrix(forward, width, scale=2.0)
             yield f"{at}.ffn_up.weight", matrix(forward, width, scale=2.0)
-            yield f"{at}.ffn_down.weight", matrix(width, forward, scale=2.0)
+            yield f"{at}.ffn_down.weight", matrix(width, forward, scale=0.5)
 
 
 def write(shape: Shape, path: Path, seed: int = 1) -> None:
