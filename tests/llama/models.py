@@ -2,11 +2,11 @@
 
     python -m tests.llama.models FOLDER
 
-Weights are random, but each token is followed by one that is much likelier than the others: a model
-whose logits are all alike would give other tokens for the smallest difference. The layers between
-still move the logits by more than rounding does, which the loss and the logits show. The tokenizer is
-byte-level, so that any text can be fed to them. Dimensions are multiples of 256, the block of the
-K quantisations.
+Weights are random, but each token is followed by one that is much likelier than the others: a
+model whose logits are all alike would give other tokens for the smallest difference. The layers
+between still move the logits by more than rounding does, which the loss and the logits show. The
+tokenizer is byte-level, so that any text can be fed to them. Dimensions are multiples of 256, the
+block of the K quantisations.
 
 Needs: gguf, numpy.
 """

@@ -24,6 +24,7 @@ _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
 class HelpFormatter(argparse.HelpFormatter):
     """Wraps text to the terminal, but keeps the lines of a text that has several: examples."""
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
             return "".join(indent + line for line in text.splitlines(keepends=True))
