@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from legacy_cuda import audit
+from legacy_cuda import audit, fetch
 from legacy_cuda.build import compile as building
 from legacy_cuda.build import finish, source
 from legacy_cuda.capability import Capability
@@ -303,8 +303,9 @@ def test_ptx_for_newer_cards_as_well(workshop: Workshop) -> None:
 def test_it_installs_and_finds_its_libraries(workshop: Workshop, tmp_path: Path) -> None:
     built = workshop.build(workshop.order("6.1"))
     target = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*pip, "--target", str(target), str(built.path)], check=True)
+    install = [fetch.uv_binary(), "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    install += ["--python", sys.executable, "--target", str(target), str(built.path)]
+    subprocess.run(install, check=True)
     library = target / "tiny_cuda" / "libtiny.so"
     environment = {"LD_TRACE_LOADED_OBJECTS": "1", "PATH": "/nowhere"}
     loader = ["/lib64/ld-linux-x86-64.so.2", str(library)]
