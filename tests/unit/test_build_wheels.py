@@ -203,7 +203,7 @@ def test_a_wheel_of_ones_own(box: tiny.Box) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["large", "--for", "p40"], 2, ["no patches for 'large'", "small 0.9, small 1.0"]),
+        (["large", "--for", "p40"], 2, ["neither a recipe nor a patch for 'large'", "small 0.9, small 1.0"]),
         (["small", "--for", "p41"], 2, ["'p41'", "p40"]),
         (["small", "--for", "p40", "--version", "7"], 2, ["no patches for small 7", "0.9, 1.0"]),
         (["small", "--for", "p40", "--python", "3.9"], 2, ["for Python 3.9", "3.10, 3.11"]),
