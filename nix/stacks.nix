@@ -60,10 +60,11 @@ let
     ) capabilities;
 
   stacksFor =
-    capabilities: drivers:
+    engine: capabilities: drivers:
     filter (
       stack:
-      all (capability: elem capability stack.covers) capabilities
+      stack.engine == engine.name
+      && all (capability: elem capability stack.covers) capabilities
       && any (runsStack capabilities stack) drivers
     ) catalog.stackList;
 
@@ -90,7 +91,7 @@ let
       reasons = map (gpu: "${gpu.product} (${gpu.capability}): ${(ruleFor gpu).reason}");
 
       usable = driversFor capabilities;
-      candidates = stacksFor capabilities usable;
+      candidates = stacksFor engine capabilities usable;
       # Stacks may share the newest lock: the one meant for the oldest GPU gives the name.
       sameLock = filter (stack: stack.lock == (last candidates).lock) candidates;
       atHome = filter (stack: elem (head capabilities) stack.home) sameLock;
@@ -131,6 +132,8 @@ let
           ;
         # Packages of the lock that the Python tool installs with our patches.
         patched = stack.patched or [ ];
+        # Packages that are compiled for these GPUs.
+        compiled = stack.compiled or [ ];
         gccMax = catalog.toolkits.${stack.toolkit}.gcc_max;
         driver = {
           inherit (driver.branch) branch latest;

@@ -406,8 +406,9 @@ def test_what_does_not_compile_is_said(workshop: Workshop, tmp_path: Path) -> No
         ),
         (("$ORIGIN/../nvidia/cuda_runtime/lib", "$ORIGIN"), "does not find libcudart.so.11.0"),
         (("CUDA::cudart)", "CUDA::cudart z)"), "needs libz.so.1, which nothing brings"),
+        (("BUILD_WITH_INSTALL_RPATH TRUE", ""), "had another RPATH when it was linked"),
     ],
-    ids=["absolute", "elsewhere", "unknown"],
+    ids=["absolute", "elsewhere", "unknown", "replaced"],
 )
 def test_what_would_not_be_found_is_refused(
     workshop: Workshop, tmp_path: Path, change: tuple[str, str], said: str

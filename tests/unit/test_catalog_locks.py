@@ -23,6 +23,7 @@ from packaging.tags import Tag
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
+from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.locks import (
     LOCK_DIRECTORY,
@@ -34,7 +35,7 @@ from legacy_cuda.catalog.locks import (
     lock_names,
     parse_lock,
 )
-from legacy_cuda.catalog.recipes import recipes
+from legacy_cuda.catalog.recipes import find_recipe, recipes
 from legacy_cuda.catalog.toolchains import toolchains
 
 if sys.version_info >= (3, 11):
@@ -107,23 +108,50 @@ def stacks() -> list[dict[str, Any]]:
 
 
 def test_every_architecture_has_its_stack(stacks: list[dict[str, Any]]) -> None:
-    assert [stack["name"] for stack in stacks] == ["kepler", "maxwell", "pascal", "volta"]
-    for stack in stacks:
+    torch = [stack for stack in stacks if stack["engine"] == "torch"]
+    assert [stack["name"] for stack in torch] == ["kepler", "maxwell", "pascal", "volta"]
+    for stack in torch:
         assert stack["architecture"].lower() == stack["name"]
+
+
+def test_stacks_are_ordered_by_engine_and_cuda(stacks: list[dict[str, Any]]) -> None:
+    for engine in dict.fromkeys(stack["engine"] for stack in stacks):
+        own = [stack for stack in stacks if stack["engine"] == engine]
+        numbers = [Version(stack["cuda"]) for stack in own]
+        assert numbers == sorted(numbers)
+        assert stacks.index(own[-1]) - stacks.index(own[0]) == len(own) - 1
+        assert engine in {item.name for item in catalog.engines()}
+
+
+def test_what_is_compiled_has_a_recipe_with_the_stacks_toolkit(
+    stacks: list[dict[str, Any]],
+) -> None:
+    seen = 0
+    for stack in stacks:
+        home = set(map(Capability.parse, stack["home"]))
+        covers = set(map(Capability.parse, stack["covers"]))
+        for name in stack.get("compiled", ()):
+            recipe = find_recipe(name)
+            assert covers <= set(recipe.capabilities)
+            way = recipe.way(home)
+            assert way is not None
+            assert recipe.local or way.toolchain == stack["toolkit"]
+            seen += 1
+    assert seen
 
 
 def test_maxwell_and_pascal_share_one_lock(stacks: list[dict[str, Any]]) -> None:
     locks = {stack["name"]: stack["lock"] for stack in stacks}
     assert locks["maxwell"] == locks["pascal"]
-    assert len(set(locks.values())) == 3
+    assert len(set(locks.values())) == len(stacks) - 1
     toolkits = {toolchain.lock for toolchain in toolchains()}
     builds = {recipe.lock for recipe in recipes()}
     assert set(locks.values()) | toolkits | builds == set(NAMES)
 
 
 def test_a_stack_is_at_home_only_where_it_covers(stacks: list[dict[str, Any]]) -> None:
-    homes = [capability for stack in stacks for capability in stack["home"]]
-    assert len(homes) == len(set(homes)), "a capability has one home"
+    homes = [(stack["engine"], capability) for stack in stacks for capability in stack["home"]]
+    assert len(homes) == len(set(homes)), "a capability has one home for an engine"
     for stack in stacks:
         assert set(stack["home"]) <= set(stack["covers"])
         for key in ("home", "covers"):
@@ -145,6 +173,8 @@ def test_the_lock_serves_the_pythons_of_its_stack(stacks: list[dict[str, Any]]) 
 
 def test_the_title_names_the_locked_torch(stacks: list[dict[str, Any]]) -> None:
     for stack in stacks:
+        if stack["engine"] != "torch":
+            continue
         torch = load_lock(stack["lock"]).package("torch").version
         assert stack["lock"] == f"torch-{torch}"
         assert f"PyTorch {torch} with CUDA {stack['cuda']}," in stack["title"]
@@ -254,6 +284,8 @@ def test_glibc_floors() -> None:
         "build-cmake": (2, 17),
         "cuda-11.8": (2, 17),
         "cuda-12.4": (2, 17),
+        "llama-cpp-cuda-11.8": (2, 17),
+        "llama-cpp-cuda-12.4": (2, 17),
         "torch-2.0.1": (2, 17),
         "torch-2.7.1": (2, 28),
         "torch-2.10.0": (2, 28),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 
 if sys.version_info >= (3, 11):
@@ -538,14 +539,16 @@ def test_refusals_explain_themselves(engine: str) -> None:
             assert rule["instead"]
 
 
-def test_only_torch_is_offered_and_nothing_is_offered_below_3_7_or_from_10_0() -> None:
+def test_what_is_offered_has_a_stack_and_nothing_is_offered_below_3_7_or_from_10_0() -> None:
     offered = {
         (engine, str(capability))
         for engine in ENGINES
         for capability in CAPABILITIES
         if verdict(engine, str(capability)) == "offered"
     }
-    assert {engine for engine, _ in offered} == {"torch"}
+    assert {engine for engine, _ in offered} == {stack.engine for stack in catalog.stacks()}
+    for stack in catalog.stacks():
+        assert {(stack.engine, str(capability)) for capability in stack.home} <= offered
     wanted = {str(c) for c in CAPABILITIES if Capability(3, 7) <= c <= Capability(9, 0)}
     assert {capability for _, capability in offered} == wanted
 
@@ -559,8 +562,11 @@ def test_only_torch_is_offered_and_nothing_is_offered_below_3_7_or_from_10_0() -
         ("torch", "6.1", "offered"),
         ("torch", "7.0", "offered"),
         ("torch", "12.0", "not-packaged"),
-        ("llama-cpp", "3.7", "not-packaged"),
-        ("llama-cpp", "6.1", "not-packaged"),
+        ("llama-cpp", "3.5", "not-packaged"),
+        ("llama-cpp", "3.7", "offered"),
+        ("llama-cpp", "5.0", "not-packaged"),
+        ("llama-cpp", "6.1", "offered"),
+        ("llama-cpp", "7.5", "not-packaged"),
         ("ollama", "3.7", "refused"),
         ("ollama", "5.2", "not-packaged"),
         ("vllm", "3.7", "refused"),

@@ -377,7 +377,7 @@ def test_torch_that_cannot_be_imported_is_a_verdict(ready: tiny.Box) -> None:
     (site(ready) / "torch" / "broken").write_text("")
     done = ready.run("up", "p40")
     assert done.returncode == 1
-    assert "not importable: ImportError" in done.stdout
+    assert "PyTorch is not usable: ImportError" in " ".join(done.stdout.split())
     assert "undefined symbol" in done.stdout
 
 
@@ -406,7 +406,7 @@ def test_a_stack_without_torch_is_a_verdict(tmp_path: Path) -> None:
     with tiny.box(tmp_path, [only]) as box:
         done = box.run("up", "p40")
         assert done.returncode == 1
-        assert "not importable: ModuleNotFoundError" in done.stdout
+        assert "PyTorch is not usable: ModuleNotFoundError" in " ".join(done.stdout.split())
         assert (box.target / "legacy-cuda.json").is_file()
 
 

@@ -57,7 +57,7 @@ def library(path: str, **numbers: int) -> dict[str, Any]:
 @pytest.fixture
 def manifest() -> dict[str, Any]:
     return {
-        "schema": "legacy-cuda/environment/1",
+        "schema": "legacy-cuda/environment/2",
         "tool": "0.1.0",
         "created": "2026-11-21T00:00:00+00:00",
         "name": "p40",
@@ -93,7 +93,9 @@ def manifest() -> dict[str, Any]:
                 ],
             }
         ],
-        "torch": {"version": "2.7.1+cu126", "cuda": "12.6", "arch_flags": ["sm_61"]},
+        "patched": [],
+        "compiled": [],
+        "check": {"version": "2.7.1+cu126", "cuda": "12.6", "arch_flags": ["sm_61"]},
         "arch_flags": {"said": ["sm_61"], "held": ["sm_61"], "agree": True},
         "gpu_run": "not run",
         "seconds": 1.0,
@@ -121,7 +123,7 @@ def test_nothing_is_run_or_fetched(manifest: dict[str, Any]) -> None:
 def test_what_is_wrong_is_said(manifest: dict[str, Any]) -> None:
     bad = copy.deepcopy(manifest)
     bad["audit"][0].update(outcome="does-not-run", summary="does not run: libx.so")
-    bad["torch"] = {"error": "ImportError: libcudart"}
+    bad["check"] = {"error": "ImportError: libcudart"}
     bad["arch_flags"] = {"said": [], "held": [], "agree": False}
     bad["gpu_run"] = "failed on Tesla P40: no kernel image"
     bad["altered"] = ["torch/a.py", "torch/b.py"]
@@ -143,7 +145,7 @@ def test_what_comes_from_outside_is_escaped(manifest: dict[str, Any]) -> None:
     bad = copy.deepcopy(manifest)
     bad["path"] = f"/home/{evil}"
     bad["name"] = evil
-    bad["torch"] = {"error": evil}
+    bad["check"] = {"error": evil}
     bad["gpu_run"] = f"ran on {evil}"
     bad["altered"] = [evil]
     bad["audit"][0]["libraries"][0]["path"] = f'torch/{evil}"><b>'

@@ -136,8 +136,8 @@ def test_adding_a_gpu_never_widens_a_window(gpus: list[catalog.Gpu], more: catal
     many = few | {more.capability}
     drivers_before, drivers_after = drivers_for(few), drivers_for(many)
     assert set(drivers_after) <= set(drivers_before)
-    after = {stack.name for stack in stacks_for(many, drivers_after)}
-    assert after <= {stack.name for stack in stacks_for(few, drivers_before)}
+    after = {stack.name for stack in stacks_for(TORCH, many, drivers_after)}
+    assert after <= {stack.name for stack in stacks_for(TORCH, few, drivers_before)}
 
 
 @given(CARDS)

@@ -148,10 +148,15 @@ def write_catalog(own: Path, patched: str = "") -> Path:
     return data
 
 
-def write_lock(directory: Path, wheels: list[Wheel], wrong: frozenset[str] = frozenset()) -> Path:
+def write_lock(
+    directory: Path,
+    wheels: list[Wheel],
+    wrong: frozenset[str] = frozenset(),
+    name: str = LOCK,
+) -> Path:
     """The lock of these wheels; those of the packages ``wrong`` get another sha256."""
     pythons = ", ".join(f'"{python}"' for python in PYTHONS)
-    lines = ["schema = 1", f'name = "{LOCK}"', 'roots = ["torch==2.7.1"]']
+    lines = ["schema = 1", f'name = "{name}"', 'roots = ["torch==2.7.1"]']
     lines += ['exclude_newer = "2026-11-14T00:00:00Z"', f"pythons = [{pythons}]"]
     for wheel in wheels:
         sha256 = "0" * 64 if wheel.package in wrong else wheel.sha256
@@ -160,7 +165,7 @@ def write_lock(directory: Path, wheels: list[Wheel], wrong: frozenset[str] = fro
         lines += [f'sha256 = "{sha256}"', f"size = {len(wheel.data)}"]
         lines += [f"unpacked = {wheel.unpacked}", f"pythons = [{pythons}]"]
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{LOCK}.toml"
+    path = directory / f"{name}.toml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -356,6 +361,10 @@ class Box:
     @property
     def locks(self) -> Path:
         return self.own / "data" / "locks"
+
+    def folder(self, name: str) -> Path:
+        """Where the environment of that name is."""
+        return self.home / "environments" / name
 
     @property
     def target(self) -> Path:

@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +33,13 @@ from typing import Any
 
 from legacy_cuda import __version__, audit, paths, report
 from legacy_cuda.build import make as patched_wheels
+from legacy_cuda.build import provide
 from legacy_cuda.build.make import Built
+from legacy_cuda.build.provide import Need, Provided
 from legacy_cuda.build.series import Series
-from legacy_cuda.catalog.locks import Lock, load_lock
+from legacy_cuda.catalog.locks import Lock, glibc_floor, load_lock
 from legacy_cuda.catalog.patched import find_patched
+from legacy_cuda.catalog.recipes import find_recipe
 from legacy_cuda.devicecode import DeviceCodeError, scan_tree
 from legacy_cuda.devicecode.scan import walk
 from legacy_cuda.errors import SurroundingsError, UserError
@@ -47,14 +50,20 @@ from legacy_cuda.targets import owners, read_torch_cuda
 MANIFEST = "legacy-cuda.json"
 REPORT = "report.html"
 ACTIVATE = "activate"
-SCHEMA = "legacy-cuda/environment/1"
+SCHEMA = "legacy-cuda/environment/2"
 _SPARE = 1.03  # of the unpacked size: directories, bytecode, the manifest
 _SMALL = 1 << 20  # bytes: up to it a file is read again whenever an environment is made
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done and bytes in all."""
 
-_CHECK = Path(__file__).with_name("torch_check.py")
+_CHECKS = {
+    "torch": Path(__file__).with_name("torch_check.py"),
+    "llama-cpp": Path(__file__).with_name("llama_check.py"),
+}
+"""For each engine the program that its environment's Python runs, and that prints JSON."""
+
+_ENGINE_LIBRARIES = ("torch/lib/libtorch_cuda.so", "llama_cpp/lib/libggml-cuda.so")
 
 # The parent's death kills uv and Python too, so that neither goes on alone (prctl(2)).
 _PR_SET_PDEATHSIG = 1
@@ -62,14 +71,14 @@ _LIBC = ctypes.CDLL(None)
 _AT_FDCWD = -100  # fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
-_IMPORT_LIMIT = 600.0  # seconds for importing torch and a small matrix on every GPU
+_CHECK_LIMIT = 600.0  # seconds for importing the engine and a small matrix on every GPU
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What ``up`` is going to do. Sizes in bytes; ``python`` a version, ``interpreter`` what to
     give to uv: a path, or a version that uv is to download; ``patched`` the series of the packages
-    that are not installed as published."""
+    that are not installed as published, ``compiled`` those that are compiled for the GPUs."""
 
     stack: Stack
     lock: Lock
@@ -79,12 +88,18 @@ class Plan:
     download: int
     unpacked: int
     patched: tuple[Series, ...] = ()
+    compiled: tuple[Need, ...] = ()
 
     @property
     def versions(self) -> dict[str, str]:
         """The version of every package as it is installed."""
         published = {package.name: package.version for package in self.lock.packages}
-        return {**published, **{item.facts.package: item.facts.installed for item in self.patched}}
+        patched = {item.facts.package: item.facts.installed for item in self.patched}
+        return {
+            **published,
+            **patched,
+            **{item.recipe.package: item.version for item in self.compiled},
+        }
 
 
 def plan(stack: Stack, python: str | None = None, target: Path | None = None) -> Plan:
@@ -99,7 +114,6 @@ def plan(stack: Stack, python: str | None = None, target: Path | None = None) ->
         SurroundingsError: this installation's patches cannot be read.
     """
     lock = load_lock(stack.facts.lock)
-    _check_machine(lock)
     if python is not None:
         version = ".".join(python.split(".")[:2])
         if version not in lock.pythons:
@@ -112,6 +126,9 @@ def plan(stack: Stack, python: str | None = None, target: Path | None = None) ->
     else:
         version, interpreter = choose_python(stack.facts.pythons)
     place = target if target is not None else paths.environments_directory() / stack.name
+    capabilities = {gpu.capability for gpu in stack.gpus}
+    compiled = tuple(provide.need(find_recipe(name), capabilities) for name in stack.facts.compiled)
+    _check_machine(lock, compiled)
     return Plan(
         stack=stack,
         lock=lock,
@@ -119,29 +136,32 @@ def plan(stack: Stack, python: str | None = None, target: Path | None = None) ->
         interpreter=interpreter,
         target=Path(os.path.realpath(place)),
         download=lock.download_bytes(version),
-        unpacked=lock.unpacked_bytes(version),
+        unpacked=lock.unpacked_bytes(version) + sum(item.unpacked for item in compiled),
         patched=tuple(
             patched_wheels.load_series(find_patched(name, lock.package(name).version))
             for name in stack.facts.patched
         ),
+        compiled=compiled,
     )
 
 
-def _check_machine(lock: Lock) -> None:
+def _check_machine(lock: Lock, compiled: Sequence[Need] = ()) -> None:
     machine = f"{platform.system()} {platform.machine()}"
     if machine != "Linux x86_64":
         raise UserError(
             f"there are no wheels for {machine}", "the stacks are made of Linux x86_64 wheels"
         )
     name, version = platform.libc_ver()
-    needed = ".".join(str(part) for part in lock.glibc_min)
+    files = [item.recorded.file for item in compiled if item.recorded is not None]
+    least = max([lock.glibc_min, *(floor for file in files if (floor := glibc_floor(file)))])
+    needed = ".".join(str(part) for part in least)
     if name != "glibc":
         raise UserError(
             f"there are no wheels of {lock.name} for this system: it has no glibc",
             f"its wheels need glibc {needed} or newer",
             "use a distribution with glibc, or a container of one",
         )
-    if tuple(int(part) for part in version.split(".")) < lock.glibc_min:
+    if tuple(int(part) for part in version.split(".")) < least:
         raise UserError(
             f"this system's glibc {version} is too old for {lock.name}",
             f"its wheels need glibc {needed} or newer",
@@ -284,6 +304,7 @@ def differences(manifest: dict[str, Any], plan: Plan) -> list[str]:
         found.append(f"the lock {plan.lock.name} has changed since it was made")
     else:
         found += _patched_differently(manifest, plan)
+        found += _compiled_differently(manifest, plan)
     if manifest["python"] != plan.python:
         found.append(f"it has Python {manifest['python']}, not {plan.python}")
     python = plan.target / "bin" / "python"
@@ -295,7 +316,7 @@ def differences(manifest: dict[str, Any], plan: Plan) -> list[str]:
 
 def _patched_differently(manifest: dict[str, Any], plan: Plan) -> list[str]:
     """How the patches in an environment differ from those the plan would apply."""
-    was = {item["package"]: item for item in manifest.get("patched", [])}
+    was = {item["package"]: item for item in manifest["patched"]}
     wanted = {item.facts.package: item for item in plan.patched}
     found = []
     for package in dict.fromkeys([*was, *wanted]):
@@ -305,6 +326,22 @@ def _patched_differently(manifest: dict[str, Any], plan: Plan) -> list[str]:
             found.append(f"its {package} is as published, and is patched now")
         elif was[package]["series"] != wanted[package].digest:
             found.append(f"the patches of its {package} {was[package]['version']} have changed")
+    return found
+
+
+def _compiled_differently(manifest: dict[str, Any], plan: Plan) -> list[str]:
+    """How what is compiled in an environment differs from what the plan would put in."""
+    was = {item["package"]: item for item in manifest["compiled"]}
+    found = []
+    for item in plan.compiled:
+        package = item.recipe.package
+        before = was.get(package)
+        if before is None:
+            found.append(f"it has no {package} that was compiled here")
+        elif before["version"] != item.version:
+            found.append(f"its {package} is {before['version']}, not {item.version}")
+        elif before["inputs"] != item.inputs:
+            found.append(f"what its {package} {item.version} is compiled from has changed")
     return found
 
 
@@ -389,10 +426,15 @@ def _sibling(target: Path, kind: str) -> Path:
 
 
 def make(
-    plan: Plan, offline: bool = False, progress: Progress | None = None, verify: bool = False
+    plan: Plan,
+    offline: bool = False,
+    progress: Progress | None = None,
+    verify: bool = False,
+    compiled: Sequence[Provided] = (),
 ) -> dict[str, Any]:
     """Make the environment, check everything in it, and put it in its place.
 
+    ``compiled`` are the wheels of what the plan has compiled.
     Returns the manifest, which is the report as well. Call it with the lock held. uv compares
     sha256 when it downloads, not when it takes from its cache, whose files are those of
     environments made before (hard links), so that an edit in place reaches all of them. Files of
@@ -424,6 +466,11 @@ def make(
         ]
         requirements = building / "requirements.txt"
         instead = {wheel.series.facts.package: _requirement(wheel) for wheel in wheels}
+        instead |= {
+            item.need.recipe.package: f"{item.need.recipe.package} @ {item.path.as_uri()} "
+            f"--hash=sha256:{item.sha256}"
+            for item in compiled
+        }
         requirements.write_text(
             plan.lock.requirements(plan.python, instead=instead), encoding="utf-8"
         )
@@ -441,6 +488,7 @@ def make(
             raise _damaged_cache(wrong)
         manifest = _examine(plan, building, tell)
         manifest["patched"] = [wheel.document() for wheel in wheels]
+        manifest["compiled"] = [item.document() for item in compiled]
         manifest["seconds"] = round(time.monotonic() - started, 2)
         _write_reports(building, manifest, plan.stack)
         _swap(building, plan.target)
@@ -470,7 +518,8 @@ def refresh(before: dict[str, Any], plan: Plan, progress: Progress | None = None
     tell = progress or (lambda what, done, total: None)
     try:
         manifest = _examine(plan, plan.target, tell)
-        manifest["patched"] = before.get("patched", [])
+        manifest["patched"] = before["patched"]
+        manifest["compiled"] = before["compiled"]
         manifest["altered"] = altered(_site_packages(plan.target), plan.versions)
         manifest["seconds"] = round(time.monotonic() - started, 2)
         _write_reports(plan.target, manifest, plan.stack)
@@ -688,7 +737,7 @@ def _site_packages(root: Path) -> Path:
 
 
 def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
-    """Audit every file and import torch, side by side."""
+    """Audit every file and import the engine, side by side."""
     started = time.monotonic()
     site = _site_packages(root)
     files = list(walk(site))
@@ -701,7 +750,7 @@ def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
         tell("auditing", done, total)
 
     check = subprocess.Popen(
-        [str(root / "bin" / "python"), "-I", str(_CHECK)],
+        [str(root / "bin" / "python"), "-I", str(_CHECKS[plan.stack.engine.name])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -715,23 +764,24 @@ def _examine(plan: Plan, root: Path, tell: Progress) -> dict[str, Any]:
             raise SurroundingsError(
                 "a file of the environment is corrupt", str(error), "run again with --recreate"
             ) from error
-        tell("importing torch", total, total)
-        torch: dict[str, Any]
+        title = plan.stack.engine.title
+        tell(f"importing {title}", total, total)
+        result: dict[str, Any]
         try:
-            output, _ = check.communicate(timeout=_IMPORT_LIMIT)
+            output, _ = check.communicate(timeout=_CHECK_LIMIT)
         except subprocess.TimeoutExpired:
-            torch = {"error": f"not done after {_IMPORT_LIMIT:.0f} s"}
+            result = {"error": f"not done after {_CHECK_LIMIT:.0f} s"}
         else:
             try:
-                torch = json.loads(output)
+                result = json.loads(output)
             except ValueError:
-                torch = {
-                    "error": f"Python ended with code {check.returncode} while importing torch"
+                result = {
+                    "error": f"Python ended with code {check.returncode} while importing {title}"
                 }
     finally:
         check.kill()
         check.wait()
-    return _manifest(plan, root, site, libraries, torch, time.monotonic() - started)
+    return _manifest(plan, root, site, libraries, result, time.monotonic() - started)
 
 
 def _manifest(
@@ -739,7 +789,7 @@ def _manifest(
     root: Path,
     site: Path,
     libraries: tuple[audit.Library, ...],
-    torch: dict[str, Any],
+    check: dict[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
     stack = plan.stack
@@ -771,6 +821,7 @@ def _manifest(
         "altered": [],
         "packages": plan.versions,
         "patched": [],
+        "compiled": [],
         "audit": [verdict_document(verdict, owner) for verdict in verdicts],
         "libraries": [
             {
@@ -784,9 +835,9 @@ def _manifest(
             }
             for library in libraries
         ],
-        "torch": torch,
-        "arch_flags": compare_arch_flags(torch, libraries),
-        "gpu_run": gpu_run(torch, {str(capability) for capability in capabilities}),
+        "check": check,
+        "arch_flags": compare_arch_flags(check, libraries),
+        "gpu_run": gpu_run(check, {str(capability) for capability in capabilities}),
         "examine_seconds": round(seconds, 2),
     }
 
@@ -818,23 +869,28 @@ def verdict_document(verdict: audit.Verdict, owner: dict[str, str] | None = None
 
 
 def compare_arch_flags(
-    torch: dict[str, Any], libraries: tuple[audit.Library, ...]
+    check: dict[str, Any], libraries: tuple[audit.Library, ...]
 ) -> dict[str, Any]:
-    """What torch says it was built for, against what every container of its library holds."""
-    cuda = next(
-        (library for library in libraries if library.path == "torch/lib/libtorch_cuda.so"), None
-    )
+    """What the engine says it was built for, against what every container of its library holds.
+
+    An engine that only says it where there is a driver has ``arch_flags`` null elsewhere; ``agree``
+    is null then too.
+    """
+    cuda = next((library for library in libraries if library.path in _ENGINE_LIBRARIES), None)
     held = sorted(audit.everywhere(cuda), key=audit.label_order) if cuda is not None else []
-    said = sorted(torch.get("arch_flags", []), key=audit.label_order)
+    flags = check.get("arch_flags", [])
+    if flags is None:
+        return {"said": [], "held": held, "agree": None}
+    said = sorted(flags, key=audit.label_order)
     return {"said": said, "held": held, "agree": bool(said) and set(said) == set(held)}
 
 
-def gpu_run(torch: dict[str, Any], capabilities: Collection[str]) -> str:
+def gpu_run(check: dict[str, Any], capabilities: Collection[str]) -> str:
     """``not run`` without a GPU of these capabilities; else what was computed on which of them.
 
     GPUs of other capabilities, which the stack does not promise anything for, are only named.
     """
-    devices = torch.get("devices") or []
+    devices = check.get("devices") or []
     own = [device for device in devices if device["capability"] in capabilities]
     parts = [
         f"ran on {device['name']}"
@@ -849,12 +905,13 @@ def gpu_run(torch: dict[str, Any], capabilities: Collection[str]) -> str:
 def build_settings(stack: Stack) -> list[tuple[str, str, str]]:
     """Environment variables for builds and runs: name, value, reason."""
     capabilities = sorted({gpu.capability for gpu in stack.gpus})
+    torch = (
+        "TORCH_CUDA_ARCH_LIST",
+        ";".join(str(capability) for capability in capabilities),
+        "extensions built against PyTorch get code for exactly these GPUs",
+    )
     return [
-        (
-            "TORCH_CUDA_ARCH_LIST",
-            ";".join(str(capability) for capability in capabilities),
-            "extensions built against PyTorch get code for exactly these GPUs",
-        ),
+        *([torch] if stack.engine.name == "torch" else []),
         (
             "CUDAARCHS",
             ";".join(str(capability.number) for capability in capabilities),

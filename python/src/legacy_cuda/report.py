@@ -92,7 +92,8 @@ def html(manifest: dict[str, Any]) -> str:
         f"{escape(manifest['lock']['name'])}</summary>",
         _table(("package", "version"), list(manifest["packages"].items())),
         "</details>",
-        *_patched(manifest.get("patched", [])),
+        *_patched(manifest["patched"]),
+        *_compiled(manifest["compiled"]),
         f"<footer>Environment {escape(manifest['path'])}, Python {escape(manifest['python'])}. "
         "A container is one fat binary; containers without a kernel and link-time code are not "
         "counted. Audited means that the device code was read, not that it was run.</footer>",
@@ -150,6 +151,25 @@ def _patched(items: list[dict[str, Any]]) -> list[str]:
     return parts
 
 
+def _compiled(items: list[dict[str, Any]]) -> list[str]:
+    """What was compiled for the GPUs."""
+    if not items:
+        return []
+    known = {True: "yes", False: "no", None: "none recorded"}
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{item['package']} {item['version']}",
+            f"CUDA {item['toolchain']}",
+            item["origin"],
+            item["sha256"],
+            known[item["as_recorded"]],
+        )
+        for item in items
+    ]
+    head = ("package", "toolchain", "from", "sha256", "as recorded")
+    return ["<h2>Compiled for these GPUs</h2>", _table(head, rows)]
+
+
 def _altered(names: list[str]) -> str:
     if not names:
         return ""
@@ -160,12 +180,13 @@ def _altered(names: list[str]) -> str:
 
 
 def _tags(manifest: dict[str, Any]) -> str:
-    torch, flags, driver = manifest["torch"], manifest["arch_flags"], manifest["driver"]
-    version = escape(str(torch.get("version", torch.get("error", "not importable"))))
-    agree = "agree" if flags["agree"] else "disagree"
+    check, flags, driver = manifest["check"], manifest["arch_flags"], manifest["driver"]
+    version = escape(str(check.get("version", check.get("error", "not importable"))))
+    cuda = f", CUDA {escape(str(check['cuda']))}" if "cuda" in check else ""
+    agree = {True: "agree", False: "disagree", None: "not compared"}[flags["agree"]]
     ran = manifest["gpu_run"]
     tags = [
-        f'<span class="tag">torch {version}, CUDA {escape(str(torch.get("cuda")))}</span>',
+        f'<span class="tag">{escape(manifest["engine"])} {version}{cuda}</span>',
         f'<span class="tag">arch flags and audit {agree}</span>',
         f'<span class="tag">driver branch {escape(driver["branch"])}, '
         f"{escape(driver['module'])} module</span>",

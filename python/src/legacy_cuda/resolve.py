@@ -19,6 +19,9 @@ from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Branch, Engine, Flavour, Gpu, StackFacts, Toolkit, dotted
 
+USUAL_ENGINE = "torch"
+"""What is resolved for where nobody says; a name of the catalog."""
+
 
 @dataclass(frozen=True, slots=True)
 class Driver:
@@ -51,8 +54,10 @@ class Stack:
 
     @property
     def name(self) -> str:
-        """``p40``, ``p4000+gtx1060-6gb``; one name for any number of equal cards."""
-        return "+".join(dict.fromkeys(gpu.name for gpu in self.gpus))
+        """``p40``, ``p4000+gtx1060-6gb``; one name for any number of equal cards. With another
+        engine than the usual one, ``p40-llama-cpp``."""
+        cards = "+".join(dict.fromkeys(gpu.name for gpu in self.gpus))
+        return cards if self.engine.name == USUAL_ENGINE else f"{cards}-{self.engine.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +100,20 @@ def runs_stack(driver: Driver, stack: StackFacts, capabilities: Iterable[Capabil
     )
 
 
-def stacks_for(capabilities: Iterable[Capability], drivers: Sequence[Driver]) -> list[StackFacts]:
-    """Every stack that carries code for all of them and that one of the drivers can run."""
+def stacks_of(engine: Engine) -> list[StackFacts]:
+    """The stacks with an engine, oldest first."""
+    return [stack for stack in catalog.stacks() if stack.engine == engine.name]
+
+
+def stacks_for(
+    engine: Engine, capabilities: Iterable[Capability], drivers: Sequence[Driver]
+) -> list[StackFacts]:
+    """Every stack with the engine that carries code for all of them and that one of the drivers
+    can run."""
     wanted = set(capabilities)
     return [
         stack
-        for stack in catalog.stacks()
+        for stack in stacks_of(engine)
         if wanted <= set(stack.covers)
         and any(runs_stack(driver, stack, wanted) for driver in drivers)
     ]
@@ -124,7 +137,7 @@ def resolve(gpus: Sequence[Gpu], engine: Engine) -> Stack | Refusal:
     drivers = drivers_for(wanted)
     if not drivers:
         return _refused_by_driver(ordered, engine)
-    candidates = stacks_for(wanted, drivers)
+    candidates = stacks_for(engine, wanted, drivers)
     if not candidates:
         return _refused_by_coverage(ordered, engine, drivers)
     oldest = min(wanted)
@@ -139,7 +152,7 @@ def resolve(gpus: Sequence[Gpu], engine: Engine) -> Stack | Refusal:
         facts=facts,
         driver=driver,
         toolkit=toolkit,
-        reasons=tuple(_reasons(ordered, facts, driver, drivers, candidates, toolkit)),
+        reasons=tuple(_reasons(ordered, engine, facts, driver, drivers, candidates, toolkit)),
         notes=tuple(_notes(ordered, facts, driver)),
     )
 
@@ -198,7 +211,7 @@ def _split(gpus: Sequence[Gpu], engine: Engine) -> tuple[tuple[str, ...], ...]:
             capabilities = {member.capability for member in together}
             drivers = drivers_for(capabilities)
             legacy = any(member.legacy for member in together)
-            if drivers and (not legacy or stacks_for(capabilities, drivers)):
+            if drivers and (not legacy or stacks_for(engine, capabilities, drivers)):
                 machine.append(gpu)
                 break
         else:
@@ -243,7 +256,7 @@ def _refused_by_coverage(
 ) -> Refusal:
     wanted = {gpu.capability for gpu in gpus}
     because = []
-    for stack in {stack.lock: stack for stack in catalog.stacks()}.values():
+    for stack in {stack.lock: stack for stack in stacks_of(engine)}.values():
         absent = sorted(wanted - set(stack.covers))
         if absent:
             texts = ", ".join(str(capability) for capability in absent)
@@ -266,6 +279,7 @@ def _refused_by_coverage(
 
 def _reasons(
     gpus: tuple[Gpu, ...],
+    engine: Engine,
     facts: StackFacts,
     driver: Driver,
     drivers: Sequence[Driver],
@@ -293,10 +307,10 @@ def _reasons(
         else "all of these GPUs run with the open module",
     )
     needed = catalog.toolkits()[facts.cuda].driver_min
-    newest = all(stack.lock == facts.lock for stack in catalog.stacks()[-1:])
+    newest = all(stack.lock == facts.lock for stack in stacks_of(engine)[-1:])
     dropped = "" if newest else "; the next one in the catalog has no code for at least one of them"
     if len({gpu.capability for gpu in gpus}) > 1 and not newest:
-        rejected = [stack for stack in catalog.stacks() if stack not in candidates]
+        rejected = [stack for stack in stacks_of(engine) if stack not in candidates]
         later = [stack for stack in rejected if stack.cuda > facts.cuda]
         if later and {gpu.capability for gpu in gpus} <= set(later[0].covers):
             dropped = (
@@ -332,6 +346,14 @@ def _reasons(
             ", ".join(facts.patched),
             "the published wheels with our patches, rebuilt on this machine in seconds",
         )
+    if facts.compiled:
+        yield Reason(
+            "compiled",
+            ", ".join(facts.compiled),
+            f"for {', '.join(str(item) for item in sorted({gpu.capability for gpu in gpus}))} by "
+            f"the pinned CUDA {dotted(facts.toolkit)} toolchain: from an index of built wheels, "
+            "or on this machine",
+        )
     yield Reason(
         "Python",
         ", ".join(sorted(facts.pythons, key=catalog.version_tuple)),
@@ -362,7 +384,7 @@ def _notes(gpus: tuple[Gpu, ...], facts: StackFacts, driver: Driver) -> Iterable
         if gpu.cooling == "passive":
             yield f"{gpu.product}: passive, needs a duct and a fan outside a server chassis"
     for capability in sorted({gpu.capability for gpu in gpus}):
-        if capability < facts.torch_compile_min:
+        if facts.torch_compile_min is not None and capability < facts.torch_compile_min:
             yield (
                 f"{capability}: torch.compile does not work, its Triton needs "
                 f"{facts.torch_compile_min}; eager PyTorch does"

@@ -27,6 +27,7 @@ from legacy_cuda.build import backend, finish, provenance, source
 from legacy_cuda.build.make import file_sha256
 from legacy_cuda.build.patches import PatchError
 from legacy_cuda.build.provenance import Inputs
+from legacy_cuda.build.source import Changes
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.locks import load_lock
 from legacy_cuda.catalog.recipes import Recipe, Way
@@ -139,20 +140,30 @@ def _control_group(name: str) -> list[str]:
         return []
 
 
-def place(order: Order, inputs: Inputs, copy: int = 0) -> Path:
-    """The folder of the build: other inputs, another folder, whose name has another length too."""
+def digest(order: Order, changes: Changes) -> str:
+    """sha256 (hex) over all that decides the bytes of the wheel."""
     content = [
         FORMAT,
         order.recipe.sdist.sha256,
-        inputs.changes.rows(),
-        inputs.settings,
-        [wheel.sha256 for wheel in inputs.wheels],
+        changes.rows(),
+        settings(order, "/build/tree"),
+        order.recipe.requires,
+        load_lock(order.recipe.lock).digest,
         order.toolchain.name,
         order.version,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def place(order: Order, inputs: Inputs, copy: int = 0) -> Path:
+    """The folder of the build: other inputs, another folder, whose name has another length too."""
+    content = [
+        digest(order, inputs.changes),
+        [wheel.sha256 for wheel in inputs.wheels],
         bool(order.ccache),
     ]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    name = f"{order.recipe.package}-{order.version}-{digest}" + f"-copy-{copy}" * bool(copy)
+    short = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    name = f"{order.recipe.package}-{order.version}-{short}" + f"-copy-{copy}" * bool(copy)
     return paths.cache_directory() / "builds" / name
 
 

@@ -65,7 +65,8 @@ def read_elf(path: Path, name: str) -> Elf:
     """What the dynamic section of a file says.
 
     Raises:
-        FinishError: it is no ELF file that a loader would take.
+        FinishError: it is no ELF file that a loader would take, or its bytes depend on where it was
+            built: an RPATH is replaced in place, as CMake does it, with zeros to the old one's end.
     """
     from elftools.common.exceptions import ELFError
     from elftools.elf.dynamic import DynamicSection
@@ -76,6 +77,11 @@ def read_elf(path: Path, name: str) -> Elf:
     try:
         with path.open("rb") as file:
             for section in ELFFile(file).iter_sections():
+                if section.name == ".dynstr" and b"\0\0" in section.data():
+                    raise FinishError(
+                        f"{name} had another RPATH when it was linked, whose length is left: that "
+                        "of the folder it was built in"
+                    )
                 if isinstance(section, DynamicSection):
                     for tag in section.iter_tags():
                         kind = str(tag.entry.d_tag).removeprefix("DT_").lower()

@@ -178,11 +178,14 @@ class Engine:
 class StackFacts:
     """A stack as the catalog has it: its lock, its CUDA, the capabilities it was shown to cover.
 
-    ``patched`` names the packages of the lock that are installed with our patches.
+    ``engine`` is the name of what it runs; ``torch_compile_min`` None where that is not PyTorch.
+    ``patched`` names the packages of the lock that are installed with our patches, ``compiled``
+    those that are compiled for the GPUs and installed beside the lock's.
     """
 
     name: str
     title: str
+    engine: str
     lock: str
     cuda: tuple[int, int]
     toolkit: tuple[int, int]
@@ -190,9 +193,10 @@ class StackFacts:
     home: tuple[Capability, ...]
     covers: tuple[Capability, ...]
     jit_driver: tuple[tuple[Capability, str], ...]
-    torch_compile_min: Capability
+    torch_compile_min: Capability | None
     pythons: tuple[str, ...]
     patched: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
 
     def jit_branch(self, capability: Capability) -> str | None:
         """The oldest driver branch that compiles the PTX this capability needs, if it needs any."""
@@ -375,11 +379,12 @@ def engines() -> tuple[Engine, ...]:
 
 @cache
 def stacks() -> tuple[StackFacts, ...]:
-    """Every stack, oldest first."""
+    """Every stack, by engine, oldest first."""
     return tuple(
         StackFacts(
             name=row["name"],
             title=row["title"],
+            engine=row["engine"],
             lock=row["lock"],
             cuda=_pair(row["cuda"]),
             toolkit=_pair(row["toolkit"]),
@@ -390,9 +395,12 @@ def stacks() -> tuple[StackFacts, ...]:
                 (Capability.parse(capability), branch)
                 for capability, branch in row["jit_driver"].items()
             ),
-            torch_compile_min=Capability.parse(row["torch_compile_min"]),
+            torch_compile_min=Capability.parse(row["torch_compile_min"])
+            if "torch_compile_min" in row
+            else None,
             pythons=tuple(row["pythons"]),
             patched=tuple(row.get("patched", [])),
+            compiled=tuple(row.get("compiled", [])),
         )
         for row in _read("stacks")["stack"]
     )

@@ -44,6 +44,24 @@ class UnsupportedPythonError(LockError):
     """The lock holds no files for the Python asked for."""
 
 
+def glibc_floor(name: str) -> tuple[int, int] | None:
+    """The oldest glibc that the platform tags of a wheel's name admit; None where it needs none.
+
+    Raises:
+        LockError: a platform tag is neither ``any`` nor a manylinux one for x86_64.
+    """
+    floors = []
+    for tag in name.removesuffix(".whl").rsplit("-", 1)[1].split("."):
+        if tag == "any":
+            return None
+        match = _MANYLINUX.fullmatch(tag)
+        floor = (int(match[1]), int(match[2])) if match else LEGACY_MANYLINUX.get(tag)
+        if floor is None:
+            raise LockError(f"{name}: {tag} is not a linux x86_64 platform tag")
+        floors.append(floor)
+    return min(floors)
+
+
 @dataclass(frozen=True)
 class LockedFile:
     """One wheel file.
@@ -67,16 +85,7 @@ class LockedFile:
         Raises:
             LockError: a platform tag is neither ``any`` nor a manylinux one for x86_64.
         """
-        floors = []
-        for tag in self.name.removesuffix(".whl").rsplit("-", 1)[1].split("."):
-            if tag == "any":
-                return None
-            match = _MANYLINUX.fullmatch(tag)
-            floor = (int(match[1]), int(match[2])) if match else LEGACY_MANYLINUX.get(tag)
-            if floor is None:
-                raise LockError(f"{self.name}: {tag} is not a linux x86_64 platform tag")
-            floors.append(floor)
-        return min(floors)
+        return glibc_floor(self.name)
 
 
 @dataclass(frozen=True)

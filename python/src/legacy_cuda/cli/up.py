@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,28 @@ def add(subparsers: Any) -> None:
         "up",
         help="make the environment for these GPUs and prove it",
         description="Make the environment for these GPUs from its lock: every wheel by sha256, "
-        "every library audited, torch imported. Run it again at any time: it goes on where it "
+        "every library audited, the engine imported. Run it again at any time: it goes on where it "
         "stopped, and does nothing where nothing is to be done. An environment of another stack, "
-        "lock or Python is replaced with --recreate only.",
+        "lock or Python is replaced with --recreate only. What has to be compiled for the GPUs "
+        "comes from an index of built wheels, or is compiled here.",
         epilog="examples:\n"
         "  legacy-cuda up p40\n"
         "  legacy-cuda up k80 --python 3.10 --path ~/envs/k80\n"
-        "  legacy-cuda up p4000 gtx1060-6gb --json\n\n"
+        "  legacy-cuda up p4000 gtx1060-6gb --json\n"
+        "  legacy-cuda up p40 --engine llama-cpp\n"
+        "  legacy-cuda up p40 --engine llama-cpp --index ~/wheels\n\n"
         "mirrors, proxies and credentials are set up as for uv (UV_DEFAULT_INDEX, ...)",
         formatter_class=output.HelpFormatter,
     )
     resolve_command.add_selection(parser)
     parser.add_argument("--python", help="which Python, for example 3.11 (default: what fits)")
     parser.add_argument("--path", type=Path, help="where to (default: below the user's data)")
+    parser.add_argument(
+        "--index",
+        metavar="DIR|URL",
+        default=os.environ.get("LEGACY_CUDA_INDEX"),
+        help="what legacy-cuda index has made of built wheels (default: LEGACY_CUDA_INDEX)",
+    )
     parser.add_argument("--offline", action="store_true", help="from the caches alone")
     parser.add_argument("--recreate", action="store_true", help="make it anew even if it is there")
     parser.add_argument("--json", action="store_true", help="one JSON document")
@@ -65,10 +75,46 @@ def run(arguments: argparse.Namespace) -> int:
             with output.progress() as update:
                 manifest = environment.refresh(before, plan, update)
             return _report(manifest, plan, arguments.json, "examined again")
+        compiled = _provide(plan, arguments)
         _announce(plan)
         with output.progress() as update:
-            manifest = environment.make(plan, arguments.offline, update, arguments.recreate)
+            manifest = environment.make(
+                plan, arguments.offline, update, arguments.recreate, compiled
+            )
         return _report(manifest, plan, arguments.json, "made")
+
+
+def _provide(plan: Any, arguments: argparse.Namespace) -> list[Any]:
+    """The wheels that are compiled for these GPUs: found, else compiled."""
+    from legacy_cuda.build import provide
+
+    wheels = []
+    for need in plan.compiled:
+        with output.progress() as tell:
+            found = provide.find(
+                need,
+                arguments.index,
+                arguments.offline,
+                lambda done, total, tell=tell: tell("fetching", done, total),  # type: ignore[misc]
+            )
+        if found is None:
+            where = f"{arguments.index} does not have it" if arguments.index else "no --index"
+            print(
+                f"{need.recipe.package} {need.version}: {where}; compiling it takes about "
+                f"{provide.minutes(need)} minutes",
+                file=sys.stderr,
+                flush=True,
+            )
+            with output.steps() as tell:
+                found = provide.build(need, arguments.offline, tell)
+        if found.as_recorded is False:
+            print(
+                f"warning: {found.path.name} is not what the catalog records: sha256 "
+                f"{found.sha256}, expected {need.recorded.sha256}; please report it",
+                file=sys.stderr,
+            )
+        wheels.append(found)
+    return wheels
 
 
 def _announce(plan: Any) -> None:
@@ -77,6 +123,9 @@ def _announce(plan: Any) -> None:
     patched = "".join(
         f"  patched  {item.facts.package} {item.facts.installed}: {len(item.patches)} patches\n"
         for item in plan.patched
+    )
+    patched += "".join(
+        f"  compiled {item.recipe.package} {item.version}\n" for item in plan.compiled
     )
     print(
         f"{plan.stack.name}: {facts.title}, {len(plan.lock.packages)} packages for "
@@ -92,11 +141,12 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
     from legacy_cuda.environment import MANIFEST, REPORT, build_settings
 
     bad = [item for item in manifest["audit"] if item["outcome"] == "does-not-run"]
-    torch, flags = manifest["torch"], manifest["arch_flags"]
+    check, flags = manifest["check"], manifest["arch_flags"]
+    engine = plan.stack.engine.title
     failed_run = (
         manifest["gpu_run"].startswith("failed on ") or "; failed on " in manifest["gpu_run"]
     )
-    good = not bad and flags["agree"] and "error" not in torch and not failed_run
+    good = not bad and flags["agree"] is not False and "error" not in check and not failed_run
     altered = manifest["altered"]
     good = good and not altered
     if as_json:
@@ -119,12 +169,21 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
             ", ".join(f"{item['package']} {item['version']}" for item in whole) or "none any more"
         )
         print(output.wrapped("  patched", f"{names}  (why: {REPORT})", 13))
-    if "error" in torch:
-        print(output.paint(f"  torch      not importable: {torch['error']}", "red"))
+    for item in manifest["compiled"]:
+        known = {True: "the recorded bytes", False: "NOT the recorded bytes", None: ""}
+        text = f"{item['package']} {item['version']}  ({_ORIGINS[item['origin']]}"
+        text += f", {known[item['as_recorded']]})" if known[item["as_recorded"]] else ")"
+        print(output.wrapped("  compiled", text, 13))
+    if "error" in check:
+        text = f"{engine} is not usable: {check['error']}"
+        print(output.wrapped("  check", output.paint(text, "red"), 13))
     else:
-        agree = "as audited" if flags["agree"] else "NOT as audited"
-        print(f"  torch      {torch['version']} (CUDA {torch['cuda']}) says it was built for")
-        print(output.wrapped("", f"{' '.join(flags['said'])}: {agree}", 13))
+        cuda = f" (CUDA {check['cuda']})" if "cuda" in check else ""
+        text = f"{engine} {check['version']}{cuda} is importable"
+        if flags["agree"] is not None:
+            agree = "as audited" if flags["agree"] else "NOT as audited"
+            text += f" and says it was built for {' '.join(flags['said'])}: {agree}"
+        print(output.wrapped("  check", text, 13))
     run_style = (
         "dim" if manifest["gpu_run"].startswith("not run") else "red" if failed_run else "green"
     )
@@ -140,6 +199,13 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
     )
     print(f"  report     {output.short(plan.target)}/{REPORT}, {MANIFEST}")
     return 0 if good else 1
+
+
+_ORIGINS = {
+    "built": "compiled here",
+    "cache": "from the cache",
+    "index": "from the index",
+}
 
 
 def _altered(item: dict[str, Any], altered: list[str]) -> bool:

@@ -1,0 +1,370 @@
+"""Wheels that are compiled for GPUs: found in the cache or an index, installed by ``up``.
+
+The wheels are small ones made here with the names of real ones; the index is made by
+``legacy-cuda index`` and read from its folder and from a web server on loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import builders
+import jsonschema
+import pytest
+import tiny
+
+from legacy_cuda import catalog, fetch
+from legacy_cuda.build import compile as building
+from legacy_cuda.build import provide
+from legacy_cuda.build.provide import Need
+from legacy_cuda.capability import Capability
+from legacy_cuda.catalog.compiled import CompiledWheel, compiled
+from legacy_cuda.catalog.locks import LOCK_DIRECTORY
+from legacy_cuda.catalog.recipes import find_recipe, recipes
+from legacy_cuda.cli import main
+from legacy_cuda.errors import SurroundingsError, UserError
+
+PASCAL = Capability(6, 1)
+LLAMA = find_recipe("llama-cpp-python")
+LOCK = "llama-cpp-cuda-12.4"
+TAG = "py3-none-manylinux_2_17_x86_64"
+
+
+def llama_wheels(number: int = 61) -> list[tiny.Wheel]:
+    """The binding with device code for one capability, and the tools without any."""
+    library = builders.library(builders.container(builders.entry(number=number)))
+    members = {"llama_cpp/__init__.py": b"", "llama_cpp/lib/libggml-cuda.so": library}
+    return [
+        tiny.make_wheel("llama_cpp_python", need().version, members, TAG),
+        tiny.make_wheel("llama_cpp_tools", "0.3.36+legacy.1", {"llama_cpp_tools.py": b""}, TAG),
+    ]
+
+
+def need() -> Need:
+    return replace(provide.need(LLAMA, [PASCAL]), recorded=None)
+
+
+def recorded(wheel: tiny.Wheel, sha256: str = "") -> Need:
+    """A need whose result is known to be that wheel."""
+    facts = CompiledWheel(
+        "llama-cpp-python",
+        wheel.version,
+        "0" * 64,
+        wheel.name,
+        sha256 or wheel.sha256,
+        len(wheel.data),
+        wheel.unpacked,
+    )
+    return replace(need(), recorded=facts)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LEGACY_CUDA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def make_index(folder: Path, wheels: list[tiny.Wheel]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for wheel in wheels:
+        (folder / wheel.name).write_bytes(wheel.data)
+    assert main(["index", str(folder), "--json"]) == 0
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    made = make_index(tmp_path / "wheels", llama_wheels())
+    capsys.readouterr()
+    return made
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def served(index: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(index)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+# --------------------------------------------------------------------------------- the catalog
+
+
+def test_the_file_of_results_follows_its_schema_and_the_recipes() -> None:
+    schema = json.loads((catalog.DATA.parent / "schema" / "compiled.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    rows = [
+        {key: getattr(wheel, key) for key in CompiledWheel.__dataclass_fields__}
+        for wheel in compiled()
+    ]
+    jsonschema.validate({"wheel": rows}, schema)
+    assert [(wheel.package, wheel.version) for wheel in compiled()] == sorted(
+        {(wheel.package, wheel.version) for wheel in compiled()}
+    )
+    current = {
+        (recipe.package, provide.need(recipe, [item]).inputs): provide.need(recipe, [item])
+        for recipe in recipes()
+        for item in recipe.capabilities
+    }
+    for wheel in compiled():
+        wanted = current.get((wheel.package, wheel.inputs))
+        assert wanted is not None, f"{wheel.file}: its recipe has changed; build it anew"
+        assert wanted.version == wheel.version
+        assert wanted.recorded == wheel
+        assert wheel.file.split("-")[:2] == [wheel.package.replace("-", "_"), wheel.version]
+
+
+def test_the_digest_is_of_all_that_goes_in() -> None:
+    wanted = need()
+    order = provide.order(wanted)
+    changes = building.source.changes(LLAMA)
+    base = building.digest(order, changes)
+    assert base == wanted.inputs
+    sdist = replace(LLAMA.sdist, sha256="1" * 64)
+    others = {
+        building.digest(replace(order, recipe=replace(LLAMA, sdist=sdist)), changes),
+        building.digest(replace(order, toolchain=Path("/x/12.4-other")), changes),
+        building.digest(replace(order, capabilities=(Capability(6, 0),)), changes),
+        building.digest(replace(order, code="sass+ptx"), changes),
+        building.digest(replace(order, way=replace(order.way, settings={"a": "b"})), changes),
+        building.digest(order, replace(changes, overlay={"x": b"y"})),
+        building.digest(order, replace(changes, patch_texts=(b"",) * len(changes.patches))),
+    }
+    assert len(others) == 7 and base not in others
+    for same in (replace(order, jobs=9), replace(order, ccache="/usr/bin/ccache")):
+        assert building.digest(same, changes) == base
+    assert building.digest(
+        replace(order, toolchain=Path("/y") / order.toolchain.name), changes
+    ) == (base)
+
+
+def test_one_wheel_of_the_tools_serves_every_card() -> None:
+    tools = find_recipe("llama-cpp-tools")
+    assert len({provide.need(tools, [item]).inputs for item in tools.capabilities}) == 1
+
+
+# -------------------------------------------------------------------------- where it comes from
+
+
+def test_nothing_anywhere(cache: Path) -> None:
+    assert provide.find(need(), None, offline=False) is None
+    with pytest.raises(SurroundingsError, match=r"does not hold llama-cpp-python .*sm61"):
+        provide.build(need(), True, lambda what, done, total: None)
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "{}/simple", "file://{}", "file://{}/simple/"])
+def test_from_a_folder(cache: Path, index: Path, form: str) -> None:
+    found = provide.find(need(), form.format(index), offline=True)
+    assert found is not None
+    (wheel, _) = llama_wheels()
+    assert (found.path, found.sha256) == (index / wheel.name, wheel.sha256)
+    assert (found.origin, found.as_recorded) == ("index", None)
+    known = provide.find(recorded(wheel), form.format(index), offline=True)
+    assert known is not None and known.as_recorded is True
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/simple/"])
+def test_from_a_server(cache: Path, served: str, form: str) -> None:
+    (wheel, _) = llama_wheels()
+    wanted = recorded(wheel)
+    seen: list[int] = []
+    found = provide.find(wanted, form.format(served), False, lambda done, total: seen.append(done))
+    assert found is not None and found.path.read_bytes() == wheel.data
+    assert found.path.is_relative_to(cache) and found.as_recorded and seen[-1] == len(wheel.data)
+    again = provide.find(wanted, form.format(served), offline=True)  # the cache has it now
+    assert again is not None and again.origin == "cache"
+    (found.path).write_bytes(b"damaged")
+    assert (
+        provide.find(wanted, None, offline=True) is None
+        or not provide.find(wanted, None, offline=True).as_recorded
+    )  # type: ignore[union-attr]
+
+
+def test_a_server_is_not_asked_offline(cache: Path, served: str) -> None:
+    with pytest.raises(SurroundingsError, match="the cache does not hold"):
+        provide.find(need(), served, offline=True)
+
+
+def test_what_was_compiled_here_is_found_again(cache: Path, index: Path) -> None:
+    (wheel, _) = llama_wheels()
+    wanted = recorded(wheel)
+    folder = cache / "compiled" / wanted.inputs
+    folder.mkdir(parents=True)
+    (folder / wheel.name).write_bytes(wheel.data)
+    found = provide.find(wanted, str(index), offline=False)
+    assert found is not None and (found.origin, found.as_recorded) == ("cache", True)
+    (folder / wheel.name).write_bytes(b"another")
+    other = provide.find(wanted, str(index), offline=False)
+    assert other is not None and (other.origin, other.as_recorded) == ("cache", False)
+
+
+def test_other_versions_are_left_alone(cache: Path, tmp_path: Path) -> None:
+    others = [
+        tiny.make_wheel("llama_cpp_python", version, {"a.py": b""}, TAG)
+        for version in ("0.3.36", "0.3.36+cu124.sm60", "0.3.36+cu124.sm61.ptx", "0.3.37")
+    ]
+    folder = make_index(tmp_path / "others", others)
+    assert provide.find(need(), str(folder), offline=True) is None
+    only_tools = make_index(tmp_path / "tools", llama_wheels()[1:])
+    assert provide.find(need(), str(only_tools), offline=True) is None
+
+
+def test_other_bytes_than_recorded_are_refused(cache: Path, index: Path) -> None:
+    wanted = recorded(llama_wheels()[0], sha256="1" * 64)
+    with pytest.raises(
+        SurroundingsError, match=r"another .* than the one that is recorded"
+    ) as caught:
+        provide.find(wanted, str(index), offline=True)
+    assert "1" * 64 in caught.value.why
+
+
+def test_a_file_that_is_not_what_its_index_says(cache: Path, index: Path) -> None:
+    (index / llama_wheels()[0].name).write_bytes(b"changed")
+    with pytest.raises(SurroundingsError, match="is not what its index says"):
+        provide.find(need(), str(index), offline=True)
+
+
+def test_a_server_that_sends_something_else(cache: Path, index: Path, served: str) -> None:
+    (index / llama_wheels()[0].name).write_bytes(b"changed")
+    with pytest.raises(SurroundingsError, match="wrong sha256"):
+        provide.find(need(), served, offline=False)
+    assert not list(cache.rglob("*.whl"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"filename": 1, "hashes": {"sha256": "0" * 64}, "url": "x"},
+        {"filename": "no-wheel.zip", "hashes": {"sha256": "0" * 64}, "url": "x"},
+        {"filename": "../a-1-py3-none-any.whl", "hashes": {"sha256": "0" * 64}, "url": "x"},
+        {"filename": "NAME", "hashes": {}, "url": "x"},
+        {"filename": "NAME", "hashes": {"sha256": "short"}, "url": "x"},
+        {"filename": "NAME", "hashes": None, "url": "x"},
+    ],
+)
+def test_rows_that_are_none(cache: Path, index: Path, row: dict[str, Any]) -> None:
+    name = llama_wheels()[0].name
+    text = json.dumps(
+        {"files": [{**row, **({"filename": name} if row.get("filename") == "NAME" else {})}]}
+    )
+    (index / "simple" / "llama-cpp-python" / "index.json").write_text(text)
+    try:
+        assert provide.find(need(), str(index), offline=True) is None
+    except SurroundingsError as error:
+        assert "is no page of a package index" in error.what
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"files": 1}', "\x00"])
+def test_pages_that_are_none(cache: Path, index: Path, text: str) -> None:
+    (index / "simple" / "llama-cpp-python" / "index.json").write_text(text)
+    with pytest.raises(SurroundingsError, match="is no page of a package index"):
+        provide.find(need(), str(index), offline=True)
+
+
+def test_places_that_are_no_index(cache: Path, tmp_path: Path, served: str) -> None:
+    for place in (str(tmp_path), str(tmp_path / "none"), f"{served}/none", "ftp://x/", "gopher:x"):
+        with pytest.raises(UserError, match=r"is no (package )?index"):
+            provide.find(need(), place, offline=False)
+    with pytest.raises(SurroundingsError, match="cannot be reached"):
+        provide.find(need(), "http://127.0.0.1:9", offline=False)
+
+
+# ------------------------------------------------------------------------------------------- up
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[tiny.Box]:
+    """The p40's stack for llama.cpp with a package of the lock that has nothing to do with it."""
+    small = tiny.make_wheel("small", "1.0", {"small.py": b""}, TAG)
+    with tiny.box(tmp_path, [small]) as made:
+        tiny.write_lock(made.locks, [small], name=LOCK)
+        for name in ("build-cmake", "cuda-11.8", "cuda-12.4"):  # which the digest is of
+            (made.locks / f"{name}.toml").symlink_to(LOCK_DIRECTORY / f"{name}.toml")
+        yield made
+
+
+def up(box: tiny.Box, *arguments: str) -> Any:
+    return box.run("up", "p40", "--engine", "llama-cpp", *arguments)
+
+
+def test_up_installs_from_an_index(box: tiny.Box, index: Path) -> None:
+    done = up(box, "--index", str(index), "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 1  # the wheels are none: it cannot be loaded, and that is said
+    assert document["check"]["error"] and not document["good"]
+    assert document["name"] == "p40-llama-cpp"
+    assert [item["origin"] for item in document["compiled"]] == ["index", "index"]
+    assert document["packages"]["llama-cpp-python"] == need().version
+    (verdict,) = document["audit"]
+    assert (verdict["capability"], verdict["outcome"]) == ("6.1", "runs")
+    assert verdict["libraries"][0]["path"] == "llama_cpp/lib/libggml-cuda.so"
+    folder = box.folder("p40-llama-cpp")
+    assert "TORCH_CUDA" not in (folder / "activate").read_text()
+    report = (folder / "report.html").read_text()
+    assert need().version in report and llama_wheels()[0].sha256 in report
+    again = up(box, "--json")  # without the index: everything is there
+    assert json.loads(again.stdout)["state"] == "unchanged since it was made"
+    text = " ".join(up(box).stdout.split())
+    assert f"llama-cpp-python {need().version} (from the index)" in text
+    assert "llama.cpp is not usable" in text
+
+
+def test_up_for_another_card_is_another_wheel(box: tiny.Box, index: Path, tmp_path: Path) -> None:
+    up(box, "--index", str(index))
+    folder = str(box.folder("p40-llama-cpp"))
+    done = box.run("up", "v100", "--engine", "llama-cpp", "--path", folder, "--json")
+    assert done.returncode == 2
+    assert "its llama-cpp-python is 0.3.36+cu124.sm61, not 0.3.36+cu124.sm70" in done.stderr
+
+
+def test_up_refuses_what_it_cannot_have(box: tiny.Box, index: Path) -> None:
+    done = up(box, "--index", str(box.home), "--json")
+    assert done.returncode == 2 and "is no package index" in done.stderr
+    done = up(box, "--offline")
+    assert done.returncode == 3 and "would have to be compiled" in done.stderr
+    shutil.rmtree(index / "simple" / "llama-cpp-tools")
+    done = up(box, "--offline", "--index", str(index))
+    assert done.returncode == 3 and "llama-cpp-tools" in done.stderr
+    assert not box.folder("p40-llama-cpp").exists()
+
+
+def test_up_with_a_wheel_for_another_card_is_a_verdict(box: tiny.Box, tmp_path: Path) -> None:
+    folder = make_index(tmp_path / "wrong", llama_wheels(number=70))
+    document = json.loads(up(box, "--index", str(folder), "--json").stdout)
+    assert document["audit"][0]["outcome"] == "does-not-run"
+
+
+def test_a_variable_names_the_index(box: tiny.Box, index: Path) -> None:
+    done = box.run(
+        *("up", "p40", "--engine", "llama-cpp", "--json"),
+        variables={"LEGACY_CUDA_INDEX": str(index)},
+    )
+    assert len(json.loads(done.stdout)["compiled"]) == 2
+
+
+def test_a_cached_path_is_that_of_a_download(cache: Path) -> None:
+    (wheel, _) = llama_wheels()
+    wanted = recorded(wheel)
+    assert wanted.recorded is not None
+    path = fetch.cached_path(fetch.Remote("x", "1", wheel.name, wheel.sha256))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(wheel.data)
+    found = provide.find(wanted, None, offline=True)
+    assert found is not None and found.path == path
