@@ -13,6 +13,7 @@ Needs: gguf, numpy.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,13 +24,35 @@ import gguf
 import numpy
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>")
+# What a model that calls a function says, in two tokens: random weights would not say it in more.
+CALL = ('<tool_call>\n{"name": "answer", "arguments": {"number": ', "42}}\n</tool_call>")
+MERGES = ["t h", "i n", "e r", "a n", "o n"]
 VOCABULARY = 512
 CONTEXT = 2048
 
-CHAT = (
-    "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+# Tools as in the templates of Qwen and Hermes: a list in <tools>, calls as JSON in <tool_call>.
+CHAT = """\
+{%- if tools %}<|user|>Call a function in <tool_call></tool_call> tags. <tools>
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}
+</tools> For each call:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|end|>{% endif %}
+{%- for message in messages %}
+{%- if message.role == "assistant" %}<|assistant|>{{ message.content or "" }}
+{%- for tool_call in message.tool_calls or [] %}
+<tool_call>
+{"name": "{{ tool_call.function.name }}", "arguments": {{ tool_call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|end|>
+{%- elif message.role == "tool" %}<|user|><tool_response>
+{{ message.content }}
+</tool_response><|end|>
+{%- else %}<|user|>{{ message.content }}<|end|>{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 
 
 @dataclass(frozen=True)
@@ -70,22 +93,24 @@ def _bytes_to_text() -> dict[int, str]:
     return {**table, **{byte: chr(256 + at) for at, byte in enumerate(others)}}
 
 
-def _tokenizer(writer: Any) -> None:
+def _vocabulary() -> list[tuple[str, gguf.TokenType]]:
+    """Every token, as byte-level BPE writes it."""
     table = _bytes_to_text()
-    tokens = [table[byte] for byte in range(256)]
-    merges = ["t h", "i n", "e r", "a n", "o n"]
-    tokens += [merge.replace(" ", "") for merge in merges]
-    kinds = [gguf.TokenType.NORMAL] * len(tokens)
-    tokens += SPECIAL
-    kinds += [gguf.TokenType.CONTROL] * len(SPECIAL)
+    tokens = [(table[byte], gguf.TokenType.NORMAL) for byte in range(256)]
+    tokens += [(merge.replace(" ", ""), gguf.TokenType.NORMAL) for merge in MERGES]
+    tokens += [(text, gguf.TokenType.CONTROL) for text in SPECIAL]
+    tokens += [(text, gguf.TokenType.USER_DEFINED) for text in CALL]
     unused = VOCABULARY - len(tokens)
-    tokens += [f"<unused{at}>" for at in range(unused)]
-    kinds += [gguf.TokenType.UNUSED] * unused
+    return tokens + [(f"<unused{at}>", gguf.TokenType.UNUSED) for at in range(unused)]
+
+
+def _tokenizer(writer: Any) -> None:
+    tokens = [text for text, _ in _vocabulary()]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
+    writer.add_token_types([kind for _, kind in _vocabulary()])
+    writer.add_token_merges(MERGES)
     end = tokens.index(SPECIAL[0])
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
@@ -93,7 +118,19 @@ def _tokenizer(writer: Any) -> None:
     writer.add_chat_template(CHAT)
 
 
-def _tensors(shape: Shape, random: Any) -> Iterator[tuple[str, Any]]:
+def _followers(random: Any, calls: bool) -> Any:
+    """For every token the one that it likely follows: a permutation, with a call if asked for."""
+    before = random.permutation(VOCABULARY)
+    if calls:
+        names = [text for text, _ in _vocabulary()]
+        chain = [names.index(text) for text in (SPECIAL[2], *CALL, SPECIAL[0])]
+        for first, second in itertools.pairwise(chain):
+            other = int(numpy.flatnonzero(before == first)[0])
+            before[[second, other]] = before[[other, second]]
+    return before
+
+
+def _tensors(shape: Shape, random: Any, calls: bool) -> Iterator[tuple[str, Any]]:
     """Names as llama.cpp has them, and values of shape (rows, columns)."""
 
     def matrix(*size: int, scale: float = 1.0) -> Any:
@@ -108,7 +145,7 @@ def _tensors(shape: Shape, random: Any) -> Iterator[tuple[str, Any]]:
     yield "token_embd.weight", tokens
     yield "output_norm.weight", norm(width)
     # the one that follows: its logit is about 256 * 0.05 more than the others'
-    yield "output.weight", 0.05 * tokens[random.permutation(VOCABULARY)]
+    yield "output.weight", 0.05 * tokens[_followers(random, calls)]
     for block in range(shape.blocks):
         at = f"blk.{block}"
         yield f"{at}.attn_norm.weight", norm(width)
@@ -131,8 +168,9 @@ def _tensors(shape: Shape, random: Any) -> Iterator[tuple[str, Any]]:
             yield f"{at}.ffn_down.weight", matrix(width, forward, scale=0.5)
 
 
-def write(shape: Shape, path: Path, seed: int = 1) -> None:
-    """Write a model as F16: the same bytes every time."""
+def write(shape: Shape, path: Path, seed: int = 1, calls: bool = False) -> None:
+    """Write a model as F16: the same bytes every time. One that ``calls`` answers every message
+    with a call of the function ``answer``."""
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(shape.name)
     writer.add_context_length(CONTEXT)
@@ -154,7 +192,7 @@ def write(shape: Shape, path: Path, seed: int = 1) -> None:
         if shape.architecture == "qwen3moe":
             writer.add_expert_feed_forward_length(shape.forward)
     _tokenizer(writer)
-    for name, values in _tensors(shape, numpy.random.default_rng(seed)):
+    for name, values in _tensors(shape, numpy.random.default_rng(seed), calls):
         small = values.ndim == 1 or "ffn_gate_inp" in name
         writer.add_tensor(name, values if small else values.astype(numpy.float16))
     writer.write_header_to_file()
@@ -169,6 +207,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for shape in SHAPES:
         write(shape, folder / f"{shape.name}-F16.gguf")
+    write(SHAPES[0], folder / "calls-F16.gguf", calls=True)
     return 0
 
 
