@@ -1,11 +1,17 @@
 """What is fuzzed: one function per reader, its seeds, and what must hold for every input.
 
-Everywhere, only `DeviceCodeError` may escape; out of the legaliser, only `LegalizeError`.
+Everywhere, only the reader's own error may escape, and nothing is written outside the folder that
+is unpacked to.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
+import os
+import shutil
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -17,6 +23,7 @@ from pathlib import Path
 import builders
 import ptx_examples
 
+from legacy_cuda.build import source
 from legacy_cuda.devicecode import (
     Container,
     ContainerScanner,
@@ -28,6 +35,7 @@ from legacy_cuda.devicecode import (
 )
 from legacy_cuda.devicecode.archive import WheelReader
 from legacy_cuda.devicecode.fatbin import payload
+from legacy_cuda.toolchain import deb
 from legacy_cuda.triton_backend.legalize import LegalizeError, legalize
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="legacy-cuda-fuzz-")
@@ -169,6 +177,80 @@ def fuzz_legalize(data: bytes) -> None:
     assert legalize(legal, capability, (7, 8)) == legal, "twice is not once"
 
 
+def _unpacked(unpack: Callable[[Path, Path], object], data: bytes) -> None:
+    """Unpack into a folder: what it comes to is files, folders and links that stay below it."""
+    outside = Path(_SCRATCH.name, "outside")
+    shutil.rmtree(outside, ignore_errors=True)
+    root = outside / "root"
+    root.mkdir(parents=True)
+    unpack(_scratch(data), root)
+    assert [path.name for path in outside.iterdir()] == ["root"], "something lies outside"
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            if path.is_symlink():
+                assert not path.readlink().is_absolute(), "a link to anywhere"
+                target = os.path.normpath(path.parent / path.readlink())
+                assert target == str(root) or target.startswith(f"{root}/"), "a link leads out"
+            else:
+                assert path.is_file()
+    shutil.rmtree(outside)
+
+
+def fuzz_deb(data: bytes) -> None:
+    """Packages of Debian. An input that is none is taken for the tar in one."""
+    if not data.startswith(b"!<arch>"):
+        packed = lzma.compress(data, preset=0)
+        head = b"%-16s%-12d%-6d%-6d%-8s%-10d`\n"
+        data = b"!<arch>\n" + head % (b"data.tar.xz", 0, 0, 0, b"100644", len(packed)) + packed
+
+    def unpack(path: Path, root: Path) -> None:
+        with suppress(deb.DebError):
+            deb.unpack(path, root, lambda name: True)
+
+    _unpacked(unpack, data)
+
+
+def fuzz_sdist(data: bytes) -> None:
+    """Source distributions. An input that is none is taken for the tar in one."""
+    if not data.startswith(b"\x1f\x8b"):
+        data = gzip.compress(data, 1)
+    nothing = source.Changes((), (), {})
+
+    def unpack(path: Path, root: Path) -> None:
+        with suppress(source.SourceError):
+            source.prepare(path, nothing, root / "source")
+
+    _unpacked(unpack, data)
+
+
+def _tars() -> list[bytes]:
+    """One with files, a folder and links; one that climbs; one with long names (PAX)."""
+    found = []
+    for form, names in (
+        (tarfile.GNU_FORMAT, ("a-1/b.py", "a-1/c/d.sh")),
+        (tarfile.PAX_FORMAT, ("a-1/" + "long/" * 40 + "b.py", "a-1/\u00e9")),
+        (tarfile.USTAR_FORMAT, ("a-1/../../x", "/etc/x")),
+    ):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+            for name in names:
+                item = tarfile.TarInfo(name)
+                item.size = 5
+                archive.addfile(item, io.BytesIO(b"x = 1"))
+            if form == tarfile.GNU_FORMAT:
+                for kind, text in (
+                    (tarfile.SYMTYPE, "../c"),
+                    (tarfile.LNKTYPE, "a-1/b.py"),
+                    (tarfile.DIRTYPE, ""),
+                ):
+                    item = tarfile.TarInfo(f"a-1/e{kind.decode()}")
+                    item.type, item.linkname = kind, text
+                    archive.addfile(item)
+        found.append(out.getvalue()[:6144])
+    return found
+
+
 def _deflated(data: bytes) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     return packer.compress(data) + packer.flush()
@@ -267,6 +349,8 @@ TARGETS = {
     ),
     "zip": Target(fuzz_zip, _zips, (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")),
     "ptx": Target(fuzz_ptx, _ptx, (b".version ", b".target ", b"sm_", b"//", b"/*", b"*/")),
+    "deb": Target(fuzz_deb, _tars, (b"ustar", b"../", b"GNU.sparse", b"path=", b"linkpath=")),
+    "sdist": Target(fuzz_sdist, _tars, (b"ustar", b"../", b"GNU.sparse", b"path=")),
     "legalize": Target(
         fuzz_legalize,
         _legalizable,

@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize"])
+@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist"])
 def test_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(HERE.parent / "unit")
     monkeypatch.syspath_prepend(HERE)
@@ -25,14 +25,14 @@ def test_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = targets.TARGETS[name]
     for seed in target.seeds():
         target.run(seed)
-        for size in range(0, len(seed), 7):
+        for size in range(0, len(seed), max(7, len(seed) // 100)):
             target.run(seed[:size])
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra `dev`)"
 )
-@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize"])
+@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist"])
 def test_fuzz(name: str, tmp_path: Path) -> None:
     seconds = os.environ.get("LEGACY_CUDA_FUZZ_SECONDS", "5")
     command = [sys.executable, str(HERE), name, "--seconds", seconds]

@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+
+_NAMES = frozenset(
+    {
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+    }
+)
+
+
+def is_about_a_name(error: OSError) -> bool:
+    """Whether the disk refused a file's name or place, not for want of room or permission.
+
+    Where names come out of an archive, it is the archive that is bad then.
+    """
+    return error.errno in _NAMES
+
 
 class UserError(Exception):
     """Bad input (exit code 2), or surroundings that failed (3).

@@ -15,7 +15,12 @@ from legacy_cuda.build import patches
 from legacy_cuda.build.patches import Patch
 from legacy_cuda.build.series import PACKAGE
 from legacy_cuda.catalog.recipes import Recipe
+from legacy_cuda.errors import is_about_a_name
 
+_DAMAGED = (
+    *(EOFError, OverflowError, ValueError),
+    *(gzip.BadGzipFile, tarfile.TarError, zlib.error),
+)
 OVERLAYS = PACKAGE / "build" / "overlays"
 
 
@@ -96,10 +101,16 @@ def _unpack(archive: Path, folder: Path) -> None:
                 with target.open("xb") as out:
                     shutil.copyfileobj(source, out, 1 << 20)
                 target.chmod(0o755 if item.mode & 0o100 else 0o644)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except SourceError:
+        raise
+    except _DAMAGED as error:
         raise SourceError(f"{archive.name} is damaged: {error}") from error
     except FileExistsError as error:
         raise SourceError(f"{archive.name} has a file twice: {error.filename}") from error
+    except OSError as error:
+        if is_about_a_name(error):
+            raise SourceError(f"{archive.name} has a name that cannot be: {error}") from error
+        raise
 
 
 def _members(tar: Iterable[tarfile.TarInfo]) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:

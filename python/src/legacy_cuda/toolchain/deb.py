@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from legacy_cuda.errors import is_about_a_name
+
 _MAGIC = b"!<arch>\n"  # ar(5)
 _HEADER = 60  # bytes: name 16, date 12, owner 6, group 6, mode 8, size 10, end 2
 _END = b"`\n"
@@ -84,8 +86,14 @@ def unpack(package: Path, root: Path, wanted: Callable[[PurePosixPath], bool]) -
             tarfile.open(fileobj=stream, mode="r|") as archive,
         ):
             return sum(_place(archive, item, root, wanted) for item in archive)
-    except (lzma.LZMAError, tarfile.TarError, EOFError) as error:
+    except DebError:
+        raise
+    except (lzma.LZMAError, tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DebError(f"its data is damaged: {error}") from error
+    except OSError as error:
+        if is_about_a_name(error):
+            raise DebError(f"a member cannot have its name: {error}") from error
+        raise
 
 
 def _place(
