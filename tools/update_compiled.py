@@ -26,7 +26,9 @@ from legacy_cuda.build import compile as building
 from legacy_cuda.build import provide, source
 from legacy_cuda.build.make import file_sha256
 from legacy_cuda.capability import Capability
-from legacy_cuda.catalog.recipes import find_recipe, recipes
+from legacy_cuda.catalog import CatalogError
+from legacy_cuda.catalog.locks import load_lock
+from legacy_cuda.catalog.recipes import find_recipe
 from legacy_cuda.catalog.toolchains import find_toolchain
 
 if sys.version_info >= (3, 11):
@@ -66,12 +68,15 @@ def row(path: Path) -> dict[str, Any]:
     toolchain = find_toolchain(need.way.toolchain)
     wanted |= {item.sha256 for item in (*toolchain.host.packages, *toolchain.packages)}
     wanted |= {item.sha256 for item in toolchain.wheels}
+    lock = load_lock(recipe.lock)
+    locked = [{item.sha256 for item in lock.select(python)} for python in lock.pythons]
     internal = definition["internalParameters"]
     if (
         definition["externalParameters"]["version"] != recipe.version
         or internal["toolchain"] != {"name": toolchain.name, "source": "pinned"}
         or internal["settings"] != building.settings(order, "/build/tree")
         or not wanted <= used
+        or not any(files <= used for files in locked)
     ):
         raise StaleError(f"{path.name} was made of something else than the recipe says now")
     with zipfile.ZipFile(path) as archive:
@@ -79,6 +84,7 @@ def row(path: Path) -> dict[str, Any]:
     return {
         "package": package,
         "version": need.version,
+        "capabilities": [str(item) for item in need.capabilities],
         "inputs": need.inputs,
         "file": path.name,
         "sha256": sha256,
@@ -87,13 +93,15 @@ def row(path: Path) -> dict[str, Any]:
     }
 
 
-def current() -> set[tuple[str, str]]:
-    """Package and inputs of every single capability that the recipes compile for."""
-    return {
-        (recipe.package, provide.need(recipe, [capability]).inputs)
-        for recipe in recipes()
-        for capability in recipe.capabilities
-    }
+def fresh(item: dict[str, Any]) -> bool:
+    """Whether the recipes still come to the inputs of a row."""
+    wanted = [Capability.parse(text) for text in item["capabilities"]]
+    try:
+        recipe = find_recipe(item["package"])
+    except CatalogError:
+        return False
+    able = recipe.way(set(wanted)) is not None
+    return able and provide.need(recipe, wanted).inputs == item["inputs"]
 
 
 def main() -> int:
@@ -112,10 +120,7 @@ def main() -> int:
         print(f"update_compiled: {error}", file=sys.stderr)
         return 2
     if arguments.drop_stale:
-        fresh = current()
-        known = {
-            key: item for key, item in known.items() if (item["package"], item["inputs"]) in fresh
-        }
+        known = {key: item for key, item in known.items() if fresh(item)}
     content = {"wheel": [known[key] for key in sorted(known)]}
     DATA.write_text(HEADER + tomli_w.dumps(content, multiline_strings=False), encoding="utf-8")
     return 0

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import importlib.util
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -128,15 +129,18 @@ def test_what_is_compiled_has_a_recipe_with_the_stacks_toolkit(
 ) -> None:
     seen = 0
     for stack in stacks:
-        home = set(map(Capability.parse, stack["home"]))
+        homes = set(map(Capability.parse, stack["home"]))
         covers = set(map(Capability.parse, stack["covers"]))
         for name in stack.get("compiled", ()):
             recipe = find_recipe(name)
             assert covers <= set(recipe.capabilities)
-            way = recipe.way(home)
-            assert way is not None
-            assert recipe.local or way.toolchain == stack["toolkit"]
-            seen += 1
+            for size in range(1, len(covers) + 1):
+                for wanted in map(set, itertools.combinations(sorted(covers), size)):
+                    way = recipe.way(wanted)
+                    assert way is not None
+                    if wanted & homes:  # else another stack is taken
+                        assert recipe.local or way.toolchain == stack["toolkit"]
+                    seen += 1
     assert seen
 
 

@@ -470,12 +470,14 @@ def test_the_commands_of_the_page_are_those_that_install(shelf: Path, tmp_path: 
     """Taken from the page itself, its folder's address put in as its script does it."""
     make.make(shelf)
     page = Page((shelf / "index.html").read_text(encoding="utf-8"))
-    assert len(page.lines) == 4  # pip and uv for each of two capabilities
-    for line, version in zip(page.lines, ["cu118.sm37"] * 2 + ["cu124.sm61"] * 2, strict=True):
+    assert len(page.lines) == 8  # pip and uv, for each of two projects and two capabilities
+    for number, line in enumerate(page.lines):
+        version = "cu118.sm37" if number < 4 else "cu124.sm61"
         words = shlex.split(line.replace(overview.ADDRESS, shelf.as_uri()))
         tool = "uv" if words[0] == "uv" else "pip"
-        found = install(tool, words[words.index("install") + 1 :], tmp_path / "home")
-        assert found == {f"llama_cpp_python-0.3.36+{version}", "small-1.0"}
+        found = install(tool, words[words.index("install") + 1 :], tmp_path / f"home{number}")
+        llama = {f"llama_cpp_python-0.3.36+{version}"} if number % 4 < 2 else set()
+        assert found == {*llama, "small-1.0"}
 
 
 def test_a_build_for_the_gpu_goes_before_one_through_the_jit(tmp_path: Path) -> None:
@@ -1055,7 +1057,9 @@ def test_what_it_prints(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert said.err == ""
     assert "3 wheels of 2 projects, index written" in said.out
     assert "sm61/simple/  6.1 (p40, p4, p6000, ...)  1 wheel with code" in said.out
-    assert f"pip install --index-url {shelf.as_uri()}/sm61/simple NAME" in said.out
+    address = f"pip install --index-url {shelf.as_uri()}/sm61/simple"
+    assert f"for 6.1  {address} llama-cpp-python==0.3.36+cu124.sm61\n" in said.out
+    assert f"for 6.1  {address} small==1.0\n" in said.out
     assert main(["index", str(shelf)]) == 0
     assert "index as it was" in capsys.readouterr().out
 

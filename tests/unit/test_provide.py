@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,17 +21,23 @@ import builders
 import jsonschema
 import pytest
 import tiny
+import tomli_w
 
-from legacy_cuda import catalog, fetch
+from legacy_cuda import catalog
 from legacy_cuda.build import compile as building
 from legacy_cuda.build import provide
 from legacy_cuda.build.provide import Need
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.compiled import CompiledWheel, compiled
 from legacy_cuda.catalog.locks import LOCK_DIRECTORY
-from legacy_cuda.catalog.recipes import find_recipe, recipes
+from legacy_cuda.catalog.recipes import find_recipe
 from legacy_cuda.cli import main
 from legacy_cuda.errors import SurroundingsError, UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PASCAL = Capability(6, 1)
 LLAMA = find_recipe("llama-cpp-python")
@@ -57,6 +64,7 @@ def recorded(wheel: tiny.Wheel, sha256: str = "") -> Need:
     facts = CompiledWheel(
         "llama-cpp-python",
         wheel.version,
+        (PASCAL,),
         "0" * 64,
         wheel.name,
         sha256 or wheel.sha256,
@@ -109,24 +117,16 @@ def served(index: Path) -> Iterator[str]:
 def test_the_file_of_results_follows_its_schema_and_the_recipes() -> None:
     schema = json.loads((catalog.DATA.parent / "schema" / "compiled.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    rows = [
-        {key: getattr(wheel, key) for key in CompiledWheel.__dataclass_fields__}
-        for wheel in compiled()
-    ]
-    jsonschema.validate({"wheel": rows}, schema)
+    data = tomllib.loads((catalog.DATA / "compiled.toml").read_text(encoding="utf-8"))
+    jsonschema.validate(data, schema)
     assert [(wheel.package, wheel.version) for wheel in compiled()] == sorted(
         {(wheel.package, wheel.version) for wheel in compiled()}
     )
-    current = {
-        (recipe.package, provide.need(recipe, [item]).inputs): provide.need(recipe, [item])
-        for recipe in recipes()
-        for item in recipe.capabilities
-    }
+    assert {"llama-cpp-python", "llama-cpp-tools"} == {wheel.package for wheel in compiled()}
     for wheel in compiled():
-        wanted = current.get((wheel.package, wheel.inputs))
-        assert wanted is not None, f"{wheel.file}: its recipe has changed; build it anew"
+        wanted = provide.need(find_recipe(wheel.package), wheel.capabilities)
+        assert wanted.recorded == wheel, f"{wheel.file}: its recipe has changed; build it anew"
         assert wanted.version == wheel.version
-        assert wanted.recorded == wheel
         assert wheel.file.split("-")[:2] == [wheel.package.replace("-", "_"), wheel.version]
 
 
@@ -139,7 +139,7 @@ def test_the_digest_is_of_all_that_goes_in() -> None:
     sdist = replace(LLAMA.sdist, sha256="1" * 64)
     others = {
         building.digest(replace(order, recipe=replace(LLAMA, sdist=sdist)), changes),
-        building.digest(replace(order, toolchain=Path("/x/12.4-other")), changes),
+        building.digest(replace(order, pinned=False), changes),
         building.digest(replace(order, capabilities=(Capability(6, 0),)), changes),
         building.digest(replace(order, code="sass+ptx"), changes),
         building.digest(replace(order, way=replace(order.way, settings={"a": "b"})), changes),
@@ -165,7 +165,7 @@ def test_one_wheel_of_the_tools_serves_every_card() -> None:
 def test_nothing_anywhere(cache: Path) -> None:
     assert provide.find(need(), None, offline=False) is None
     with pytest.raises(SurroundingsError, match=r"does not hold llama-cpp-python .*sm61"):
-        provide.build(need(), True, lambda what, done, total: None)
+        provide.build(need(), True, (tiny.PYTHON, sys.executable), lambda what, done, total: None)
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/simple", "file://{}", "file://{}/simple/"])
@@ -173,45 +173,58 @@ def test_from_a_folder(cache: Path, index: Path, form: str) -> None:
     found = provide.find(need(), form.format(index), offline=True)
     assert found is not None
     (wheel, _) = llama_wheels()
-    assert (found.path, found.sha256) == (index / wheel.name, wheel.sha256)
+    assert (found.path.name, found.sha256) == (wheel.name, wheel.sha256)
+    assert found.path.is_relative_to(cache) and found.path.read_bytes() == wheel.data
     assert (found.origin, found.as_recorded) == ("index", None)
-    known = provide.find(recorded(wheel), form.format(index), offline=True)
+    shutil.rmtree(index)
+    again = provide.find(need(), None, offline=True)  # the cache has it now
+    assert again is not None and (again.path, again.origin) == (found.path, "index")
+    known = provide.find(recorded(wheel), None, offline=True)
     assert known is not None and known.as_recorded is True
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/simple/"])
 def test_from_a_server(cache: Path, served: str, form: str) -> None:
     (wheel, _) = llama_wheels()
-    wanted = recorded(wheel)
     seen: list[int] = []
-    found = provide.find(wanted, form.format(served), False, lambda done, total: seen.append(done))
+    found = provide.find(
+        recorded(wheel), form.format(served), False, lambda done, total: seen.append(done)
+    )
     assert found is not None and found.path.read_bytes() == wheel.data
     assert found.path.is_relative_to(cache) and found.as_recorded and seen[-1] == len(wheel.data)
-    again = provide.find(wanted, form.format(served), offline=True)  # the cache has it now
-    assert again is not None and again.origin == "cache"
-    (found.path).write_bytes(b"damaged")
-    assert (
-        provide.find(wanted, None, offline=True) is None
-        or not provide.find(wanted, None, offline=True).as_recorded
-    )  # type: ignore[union-attr]
+    again = provide.find(recorded(wheel), "http://127.0.0.1:9", offline=True)
+    assert again is not None and again.path == found.path
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_damaged_wheel_in_the_cache_is_had_anew(cache: Path, served: str, known: bool) -> None:
+    (wheel, _) = llama_wheels()
+    wanted = recorded(wheel) if known else need()
+    found = provide.find(wanted, served, offline=False)
+    assert found is not None
+    for path in cache.rglob("*.whl"):
+        path.write_bytes(b"damaged")
+    assert provide.find(wanted, None, offline=True) is None
+    again = provide.find(wanted, served, offline=False)
+    assert again is not None and again.path.read_bytes() == wheel.data
+
+
+def test_the_recorded_bytes_of_an_index_go_before_others_of_the_cache(
+    cache: Path, index: Path, tmp_path: Path
+) -> None:
+    other = tiny.make_wheel("llama_cpp_python", need().version, {"a.py": b""}, TAG)
+    folder = make_index(tmp_path / "other", [other])
+    (wheel, _) = llama_wheels()
+    first = provide.find(need(), str(folder), offline=True)
+    assert first is not None and first.sha256 == other.sha256
+    kept = provide.find(recorded(wheel), None, offline=True)
+    assert kept is not None and kept.as_recorded is False
+    better = provide.find(recorded(wheel), str(index), offline=True)
+    assert better is not None and better.as_recorded is True
 
 
 def test_a_server_is_not_asked_offline(cache: Path, served: str) -> None:
-    with pytest.raises(SurroundingsError, match="the cache does not hold"):
-        provide.find(need(), served, offline=True)
-
-
-def test_what_was_compiled_here_is_found_again(cache: Path, index: Path) -> None:
-    (wheel, _) = llama_wheels()
-    wanted = recorded(wheel)
-    folder = cache / "compiled" / wanted.inputs
-    folder.mkdir(parents=True)
-    (folder / wheel.name).write_bytes(wheel.data)
-    found = provide.find(wanted, str(index), offline=False)
-    assert found is not None and (found.origin, found.as_recorded) == ("cache", True)
-    (folder / wheel.name).write_bytes(b"another")
-    other = provide.find(wanted, str(index), offline=False)
-    assert other is not None and (other.origin, other.as_recorded) == ("cache", False)
+    assert provide.find(need(), served, offline=True) is None
 
 
 def test_other_versions_are_left_alone(cache: Path, tmp_path: Path) -> None:
@@ -247,28 +260,52 @@ def test_a_server_that_sends_something_else(cache: Path, index: Path, served: st
     assert not list(cache.rglob("*.whl"))
 
 
+ROW = {"filename": llama_wheels()[0].name, "hashes": {"sha256": "0" * 64}, "url": "x.whl"}
+
+
 @pytest.mark.parametrize(
-    "row",
+    "change",
     [
-        {},
-        {"filename": 1, "hashes": {"sha256": "0" * 64}, "url": "x"},
-        {"filename": "no-wheel.zip", "hashes": {"sha256": "0" * 64}, "url": "x"},
-        {"filename": "../a-1-py3-none-any.whl", "hashes": {"sha256": "0" * 64}, "url": "x"},
-        {"filename": "NAME", "hashes": {}, "url": "x"},
-        {"filename": "NAME", "hashes": {"sha256": "short"}, "url": "x"},
-        {"filename": "NAME", "hashes": None, "url": "x"},
+        {"filename": 1},
+        {"filename": "no-wheel.zip"},
+        {"filename": f"../{ROW['filename']}"},
+        {"filename": f"\x1b[2J{ROW['filename']}"},
+        {"filename": str(ROW["filename"]).replace("x86_64", "aarch64")},
+        {"filename": str(ROW["filename"]).replace("2_17", "2_99")},
+        {"hashes": {}},
+        {"hashes": None},
+        {"hashes": {"sha256": "0" * 63}},
+        {"hashes": {"sha256": "/" + "a" * 63}},
+        {"hashes": {"sha256": "../" * 21 + "a"}},
+        {"url": 1},
+        {"url": "http://["},
+        {"size": "abc"},
+        {"size": -1},
+        {"size": None},
     ],
 )
-def test_rows_that_are_none(cache: Path, index: Path, row: dict[str, Any]) -> None:
-    name = llama_wheels()[0].name
-    text = json.dumps(
-        {"files": [{**row, **({"filename": name} if row.get("filename") == "NAME" else {})}]}
-    )
-    (index / "simple" / "llama-cpp-python" / "index.json").write_text(text)
-    try:
-        assert provide.find(need(), str(index), offline=True) is None
-    except SurroundingsError as error:
-        assert "is no page of a package index" in error.what
+def test_rows_that_are_none(cache: Path, index: Path, change: dict[str, Any]) -> None:
+    page = index / "simple" / "llama-cpp-python" / "index.json"
+    page.write_text(json.dumps({"files": [{**ROW, **change}]}))
+    assert provide.find(need(), str(index), offline=True) is None
+
+
+@pytest.mark.parametrize("url", ["file:///dev/zero", "file:///etc/hostname", "ftp://x/y.whl"])
+def test_a_server_names_no_file_of_this_machine(
+    cache: Path, index: Path, served: str, url: str
+) -> None:
+    page = index / "simple" / "llama-cpp-python" / "index.json"
+    page.write_text(json.dumps({"files": [{**ROW, "url": url}]}))
+    with pytest.raises(SurroundingsError, match="is at"):
+        provide.find(need(), served, offline=False)
+
+
+def test_a_page_that_does_not_end(
+    cache: Path, index: Path, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provide, "_PAGE", 100)
+    with pytest.raises(SurroundingsError, match="is no page of a package index"):
+        provide.find(need(), served, offline=False)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"files": 1}', "\x00"])
@@ -279,9 +316,11 @@ def test_pages_that_are_none(cache: Path, index: Path, text: str) -> None:
 
 
 def test_places_that_are_no_index(cache: Path, tmp_path: Path, served: str) -> None:
-    for place in (str(tmp_path), str(tmp_path / "none"), f"{served}/none", "ftp://x/", "gopher:x"):
-        with pytest.raises(UserError, match=r"is no (package )?index"):
+    bad = (str(tmp_path), str(tmp_path / "none"), f"{served}/none", "ftp://x/", "gopher:x")
+    for place in (*bad, "http://[", "file:///a%00b"):
+        with pytest.raises(UserError, match=r"is no package index") as caught:
             provide.find(need(), place, offline=False)
+        assert caught.value.next_step
     with pytest.raises(SurroundingsError, match="cannot be reached"):
         provide.find(need(), "http://127.0.0.1:9", offline=False)
 
@@ -322,7 +361,7 @@ def test_up_installs_from_an_index(box: tiny.Box, index: Path) -> None:
     again = up(box, "--json")  # without the index: everything is there
     assert json.loads(again.stdout)["state"] == "unchanged since it was made"
     text = " ".join(up(box).stdout.split())
-    assert f"llama-cpp-python {need().version} (from the index)" in text
+    assert f"llama-cpp-python {need().version} (from an index; its bytes are not recorded)" in text
     assert "llama.cpp is not usable" in text
 
 
@@ -359,12 +398,72 @@ def test_a_variable_names_the_index(box: tiny.Box, index: Path) -> None:
     assert len(json.loads(done.stdout)["compiled"]) == 2
 
 
-def test_a_cached_path_is_that_of_a_download(cache: Path) -> None:
+def test_an_empty_variable_names_none(box: tiny.Box) -> None:
+    done = box.run(
+        *("up", "p40", "--engine", "llama-cpp", "--offline"), variables={"LEGACY_CUDA_INDEX": ""}
+    )
+    assert done.returncode == 3 and "would have to be compiled" in done.stderr
+
+
+def test_other_bytes_than_recorded_are_said(
+    box: tiny.Box, index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build of this machine, or an index of before, that came to other bytes."""
+    up(box, "--index", str(index))
+    shutil.rmtree(box.folder("p40-llama-cpp"))
+    manifest = json.loads(up(box, "--json").stdout)  # from the cache
+    assert [item["as_recorded"] for item in manifest["compiled"]] == [None, None]
     (wheel, _) = llama_wheels()
-    wanted = recorded(wheel)
-    assert wanted.recorded is not None
-    path = fetch.cached_path(fetch.Remote("x", "1", wheel.name, wheel.sha256))
-    path.parent.mkdir(parents=True)
-    path.write_bytes(wheel.data)
-    found = provide.find(wanted, None, offline=True)
-    assert found is not None and found.path == path
+    row = {
+        "package": "llama-cpp-python",
+        "version": wheel.version,
+        "capabilities": ["6.1"],
+        "inputs": manifest["compiled"][0]["inputs"],
+        "file": wheel.name,
+        "sha256": "1" * 64,
+        "size": 1,
+        "unpacked": 1,
+    }
+    results = box.own / "data" / "compiled.toml"
+    results.unlink()
+    results.write_text(tomli_w.dumps({"wheel": [row]}))
+    shutil.rmtree(box.folder("p40-llama-cpp"))
+    done = up(box)
+    assert f"is not what the catalog records: sha256 {wheel.sha256}" in done.stderr
+    assert "NOT the recorded bytes" in " ".join(done.stdout.split())
+    row["file"] = str(row["file"]).replace("2_17", "2_99")
+    results.write_text(tomli_w.dumps({"wheel": [row]}))
+    done = up(box, "--recreate")
+    assert done.returncode == 2 and "its wheels need glibc 2.99 or newer" in done.stderr
+
+
+def test_other_inputs_are_another_wheel(box: tiny.Box, index: Path) -> None:
+    up(box, "--index", str(index))
+    path = box.folder("p40-llama-cpp") / "legacy-cuda.json"
+    manifest = json.loads(path.read_text())
+    manifest["compiled"][0]["inputs"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    done = up(box)
+    assert done.returncode == 2
+    assert "what its llama-cpp-python 0.3.36+cu124.sm61 is compiled from has changed" in done.stderr
+
+
+def test_what_is_looked_at_again_keeps_what_was_compiled(box: tiny.Box, index: Path) -> None:
+    up(box, "--index", str(index))
+    (site,) = box.folder("p40-llama-cpp").glob("lib/python3*/site-packages")
+    (site / "more.py").write_text("")
+    document = json.loads(up(box, "--json").stdout)
+    assert document["state"] == "examined again"
+    assert [item["package"] for item in document["compiled"]] == [
+        "llama-cpp-python",
+        "llama-cpp-tools",
+    ]
+
+
+def test_what_it_takes_is_said_before(box: tiny.Box, index: Path) -> None:
+    shutil.rmtree(index / "simple" / "llama-cpp-tools")
+    done = up(box, "--offline", "--index", str(index))
+    said = " ".join(done.stderr.split())
+    assert f"compiled llama-cpp-python {need().version}: built already" in said
+    assert "compiled llama-cpp-tools 0.3.36+legacy.1: to be compiled here, about" in said
+    assert "the toolchain 11.8: 0.5 GiB to download" in said or "MiB to download" in said

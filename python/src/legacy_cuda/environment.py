@@ -37,7 +37,7 @@ from legacy_cuda.build import provide
 from legacy_cuda.build.make import Built
 from legacy_cuda.build.provide import Need, Provided
 from legacy_cuda.build.series import Series
-from legacy_cuda.catalog.locks import Lock, glibc_floor, load_lock
+from legacy_cuda.catalog.locks import Lock, load_lock
 from legacy_cuda.catalog.patched import find_patched
 from legacy_cuda.catalog.recipes import find_recipe
 from legacy_cuda.devicecode import DeviceCodeError, scan_tree
@@ -152,8 +152,8 @@ def _check_machine(lock: Lock, compiled: Sequence[Need] = ()) -> None:
             f"there are no wheels for {machine}", "the stacks are made of Linux x86_64 wheels"
         )
     name, version = platform.libc_ver()
-    files = [item.recorded.file for item in compiled if item.recorded is not None]
-    least = max([lock.glibc_min, *(floor for file in files if (floor := glibc_floor(file)))])
+    floors = [item.glibc_min for item in compiled]
+    least = max([lock.glibc_min, *(floor for floor in floors if floor is not None)])
     needed = ".".join(str(part) for part in least)
     if name != "glibc":
         raise UserError(
@@ -332,16 +332,19 @@ def _patched_differently(manifest: dict[str, Any], plan: Plan) -> list[str]:
 def _compiled_differently(manifest: dict[str, Any], plan: Plan) -> list[str]:
     """How what is compiled in an environment differs from what the plan would put in."""
     was = {item["package"]: item for item in manifest["compiled"]}
+    wanted = {item.recipe.package: item for item in plan.compiled}
     found = []
-    for item in plan.compiled:
-        package = item.recipe.package
-        before = was.get(package)
-        if before is None:
-            found.append(f"it has no {package} that was compiled here")
-        elif before["version"] != item.version:
-            found.append(f"its {package} is {before['version']}, not {item.version}")
-        elif before["inputs"] != item.inputs:
-            found.append(f"what its {package} {item.version} is compiled from has changed")
+    for package in dict.fromkeys([*was, *wanted]):
+        if package not in wanted:
+            found.append(f"its {package} {was[package]['version']} does not belong to the stack")
+        elif package not in was:
+            found.append(f"it has no {package}")
+        elif was[package]["version"] != wanted[package].version:
+            now = wanted[package].version
+            found.append(f"its {package} is {was[package]['version']}, not {now}")
+        elif was[package]["inputs"] != wanted[package].inputs:
+            version = was[package]["version"]
+            found.append(f"what its {package} {version} is compiled from has changed")
     return found
 
 
@@ -451,7 +454,7 @@ def make(
     building = _sibling(plan.target, "new")
     try:
         clear_leftovers(plan.target)
-        _check_space(plan)
+        check_space(plan)
         _uv(
             ["venv", "--relocatable", "--python", plan.interpreter, str(building)],
             plan,
@@ -550,7 +553,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return done == 0
 
 
-def _check_space(plan: Plan) -> None:
+def check_space(plan: Plan) -> None:
     """Refuse early where the disk cannot hold it: uv's cache and the environment share the bytes
     when they are on one file system, else each needs all of them. What the cache holds already
     counts as if it were this stack's, so that no run is refused that could succeed. Patched wheels
@@ -888,10 +891,11 @@ def compare_arch_flags(
 def gpu_run(check: dict[str, Any], capabilities: Collection[str]) -> str:
     """``not run`` without a GPU of these capabilities; else what was computed on which of them.
 
-    GPUs of other capabilities, which the stack does not promise anything for, are only named.
+    GPUs of other capabilities, which the stack does not promise anything for, are only named. ""
+    stands for one that the driver does not tell.
     """
     devices = check.get("devices") or []
-    own = [device for device in devices if device["capability"] in capabilities]
+    own = [device for device in devices if device["capability"] in {*capabilities, ""}]
     parts = [
         f"ran on {device['name']}"
         if device.get("ran")

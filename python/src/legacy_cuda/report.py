@@ -88,7 +88,8 @@ def html(manifest: dict[str, Any]) -> str:
         f'<p class="legend">{_LEGEND}</p>',
         *(_libraries(item) for item in manifest["audit"]),
         "<h2>Packages</h2><details><summary>",
-        f"{len(manifest['packages'])} packages, each by sha256 from lock "
+        f"{len(manifest['packages'])} packages, each by sha256"
+        f"{', of those that are not compiled' if manifest['compiled'] else ''} from lock "
         f"{escape(manifest['lock']['name'])}</summary>",
         _table(("package", "version"), list(manifest["packages"].items())),
         "</details>",
@@ -183,7 +184,7 @@ def _tags(manifest: dict[str, Any]) -> str:
     check, flags, driver = manifest["check"], manifest["arch_flags"], manifest["driver"]
     version = escape(str(check.get("version", check.get("error", "not importable"))))
     cuda = f", CUDA {escape(str(check['cuda']))}" if "cuda" in check else ""
-    agree = {True: "agree", False: "disagree", None: "not compared"}[flags["agree"]]
+    agree = {True: "agree", False: "disagree", None: "not compared: no driver here"}[flags["agree"]]
     ran = manifest["gpu_run"]
     tags = [
         f'<span class="tag">{escape(manifest["engine"])} {version}{cuda}</span>',

@@ -35,6 +35,7 @@ from legacy_cuda.catalog.toolchains import find_toolchain
 from legacy_cuda.devicecode import scan_wheel
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.toolchain import environ, folder
+from legacy_cuda.toolchain import make as toolchain_make
 
 FORMAT = 1
 """Raised whenever the same inputs make other bytes than before."""
@@ -106,6 +107,36 @@ def settings(order: Order, tree: str) -> dict[str, str]:
     return {key: value.format(**slots) for key, value in together.items()}
 
 
+def order(
+    recipe: Recipe,
+    way: Way,
+    capabilities: Iterable[Capability],
+    toolchain: Path,
+    code: str = "sass",
+    count: int | None = None,
+    ccache: bool = True,
+    pinned: bool = True,
+) -> Order:
+    """What is to be built, with as many compilers (or ``count``) as this machine has room for, and
+    through ccache if it is there."""
+    return Order(
+        recipe,
+        way,
+        tuple(sorted(set(capabilities))),
+        toolchain,
+        code,
+        count or jobs(way, processors(), available_memory()),
+        shutil.which("ccache") if ccache else None,
+        pinned,
+    )
+
+
+def minutes(order: Order) -> float:
+    """How long the build takes here, about."""
+    seconds = order.recipe.seconds(order.way, len(order.capabilities))
+    return seconds / min(order.jobs, processors()) / 60
+
+
 def jobs(way: Way, processors: int, memory: int) -> int:
     """How many compilers at once: one a processor, as far as the memory (bytes) reaches."""
     return max(1, min(processors, memory // way.memory))
@@ -149,7 +180,9 @@ def digest(order: Order, changes: Changes) -> str:
         settings(order, "/build/tree"),
         order.recipe.requires,
         load_lock(order.recipe.lock).digest,
-        order.toolchain.name,
+        [toolchain_make.FORMAT, find_toolchain(order.way.toolchain).digest]
+        if order.pinned
+        else order.toolchain.name,
         order.version,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -160,6 +193,7 @@ def place(order: Order, inputs: Inputs, copy: int = 0) -> Path:
     content = [
         digest(order, inputs.changes),
         [wheel.sha256 for wheel in inputs.wheels],
+        order.toolchain.name,
         bool(order.ccache),
     ]
     short = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -247,6 +281,10 @@ def compile_wheel(
             _publish(own, note)
             _publish(part, target)
             shutil.rmtree(root)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"what was compiled is kept in {root}, and the same command goes on there"
+        ) from None
     except (source.SourceError, PatchError) as error:
         raise _broken(recipe, error) from error
     except finish.FinishError as error:

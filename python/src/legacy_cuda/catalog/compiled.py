@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from legacy_cuda import catalog
+from legacy_cuda.capability import Capability
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,6 +26,7 @@ class CompiledWheel:
 
     package: str
     version: str
+    capabilities: tuple[Capability, ...]
     inputs: str
     file: str
     sha256: str
@@ -36,7 +38,11 @@ class CompiledWheel:
 def compiled() -> tuple[CompiledWheel, ...]:
     """Every recorded wheel, in the order of the file: by package and version."""
     with (catalog.DATA / "compiled.toml").open("rb") as file:
-        return tuple(CompiledWheel(**row) for row in tomllib.load(file).get("wheel", []))
+        rows = tomllib.load(file)["wheel"]
+    return tuple(
+        CompiledWheel(**{**row, "capabilities": tuple(map(Capability.parse, row["capabilities"]))})
+        for row in rows
+    )
 
 
 def find_compiled(package: str, inputs: str) -> CompiledWheel | None:

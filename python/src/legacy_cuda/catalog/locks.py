@@ -24,7 +24,7 @@ else:
 LOCK_DIRECTORY = Path(__file__).parent / "data" / "locks"
 
 _NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _WHEEL = re.compile(r"[A-Za-z0-9_.+!]+(?:-[A-Za-z0-9_.+!]+){4,5}\.whl")
 _MANYLINUX = re.compile(r"manylinux_(\d+)_(\d+)_x86_64")
 # The names manylinux tags had before they told the glibc version (PEP 600, "Legacy manylinux
@@ -284,7 +284,7 @@ def _check(lock: Lock) -> None:
         for file in package.files:
             if _WHEEL.fullmatch(file.name) is None:
                 raise LockError(f"{where}: {file.name!r} is not the name of a wheel")
-            if _SHA256.fullmatch(file.sha256) is None:
+            if SHA256.fullmatch(file.sha256) is None:
                 raise LockError(f"{where}: {file.sha256!r} is not a sha256 in hex")
         chosen = [python for file in package.files for python in file.pythons]
         if sorted(chosen) != sorted(lock.pythons):

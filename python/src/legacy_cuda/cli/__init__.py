@@ -9,6 +9,7 @@ import argparse
 import importlib
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from legacy_cuda import __version__
@@ -59,15 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{f': {stop}' if stop.args else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         output.settle()
         return 141
     except Exception as error:
         if options.debug:
-            raise
+            traceback.print_exc()
         if isinstance(error, UserError):
             problem = error
         elif isinstance(error, OSError):

@@ -15,7 +15,7 @@ from legacy_cuda.catalog import CatalogError, Gpu
 from legacy_cuda.cli import build_compiled, output
 from legacy_cuda.cli import resolve as resolve_command
 from legacy_cuda.errors import UserError
-from legacy_cuda.resolve import Refusal, resolve
+from legacy_cuda.resolve import USUAL_ENGINE, Refusal, resolve
 
 if TYPE_CHECKING:
     from legacy_cuda.build.make import Built
@@ -99,7 +99,7 @@ def choose(
     wanted = sorted({gpu.capability for gpu in gpus})
     reason = f"nothing to patch in {package}"
     if version is None:
-        answer = resolve(gpus, catalog.find_engine("torch"))
+        answer = resolve(gpus, catalog.find_engine(USUAL_ENGINE))
         if isinstance(answer, Refusal):
             return answer
         lock = load_lock(answer.facts.lock)
@@ -271,7 +271,7 @@ def _other_version(built: Built, gpus: list[Gpu]) -> str:
     from legacy_cuda.catalog.locks import load_lock
 
     facts = built.series.facts
-    answer = resolve(gpus, catalog.find_engine("torch"))
+    answer = resolve(gpus, catalog.find_engine(USUAL_ENGINE))
     if isinstance(answer, Refusal):
         return ""
     for item in load_lock(answer.facts.lock).packages:

@@ -72,11 +72,14 @@ def refuse_options(package: str, arguments: argparse.Namespace) -> None:
     Raises:
         UserError: one of them was given.
     """
+    from legacy_cuda.catalog.recipes import recipes
+
     for name in _OPTIONS:
         if getattr(arguments, name) not in (None, False):
+            compiled = ", ".join(recipe.package for recipe in recipes())
             raise UserError(
                 f"--{name.replace('_', '-')} is for packages that are compiled",
-                f"{package} is patched, or not known",
+                f"those are {compiled}, and not {package}",
             )
 
 
@@ -89,13 +92,12 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
         return _refuse(recipe, arguments, gpus)
     from legacy_cuda import paths
     from legacy_cuda.build import compile as building
+    from legacy_cuda.build import provide
     from legacy_cuda.catalog.locks import load_lock
     from legacy_cuda.catalog.toolchains import find_toolchain
     from legacy_cuda.environment import choose_python
     from legacy_cuda.toolchain import make
 
-    processors = building.processors()
-    count = arguments.jobs or building.jobs(way, processors, building.available_memory())
     pythons = load_lock(recipe.lock).pythons
     if arguments.python is not None and arguments.python not in pythons:
         raise UserError(
@@ -103,27 +105,26 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
             f"its build back end is locked for {', '.join(pythons)}",
             "leave --python out: the wheel is for every Python",
         )
-    ccache = None if arguments.no_ccache or arguments.twice else shutil.which("ccache")
     code = "ptx" if arguments.replay else "sass+ptx" if arguments.ptx else "sass"
-    minutes = recipe.seconds(way, len(capabilities)) / min(count, processors) / 60
     toolchain = find_toolchain(way.toolchain)
-    order = building.Order(
+    order = building.order(
         recipe,
         way,
-        tuple(sorted(capabilities)),
+        capabilities,
         make.place(toolchain),
         code,
-        count,
-        ccache,
+        arguments.jobs,
+        ccache=not (arguments.no_ccache or arguments.twice),
         pinned=arguments.found is None,
     )
+    minutes = building.minutes(order)
     if arguments.dry_run:
         _plan(order, arguments, minutes)
         return 0
     print(
         f"{recipe.package} {recipe.version} for {', '.join(map(str, order.capabilities))}: about "
-        f"{max(1, round(minutes))} minutes with {count} at once"
-        + (" (less with what ccache has)" if ccache else ""),
+        f"{max(1, round(minutes))} minutes with {order.jobs} at once"
+        + (" (less with what ccache has)" if order.ccache else ""),
         file=sys.stderr,
         flush=True,
     )
@@ -149,7 +150,13 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
             )
         built = building.publish(built, arguments.output)
         shutil.rmtree(place)
-    _show(built, again, arguments, gpus)
+    as_recorded = None
+    if order.code == "sass" and order.pinned:
+        wanted = provide.need(recipe, capabilities)
+        provide.keep_built(wanted, built)  # for up
+        if wanted.recorded is not None:
+            as_recorded = wanted.recorded.sha256 == built.sha256
+    _show(built, again, as_recorded, arguments, gpus)
     return 0
 
 
@@ -187,6 +194,8 @@ def _toolchain(toolchain: Any, arguments: argparse.Namespace, tell: Any) -> Path
 def _plan(order: Order, arguments: argparse.Namespace, minutes: float) -> None:
     """What a build takes."""
     from legacy_cuda.build import source
+    from legacy_cuda.catalog.toolchains import find_toolchain
+    from legacy_cuda.toolchain import folder, make
 
     recipe, way = order.recipe, order.way
     changes = source.changes(recipe)
@@ -215,9 +224,15 @@ def _plan(order: Order, arguments: argparse.Namespace, minutes: float) -> None:
         f"  takes      about {max(1, round(minutes))} minutes with {order.jobs} at once, "
         f"{output.gib(way.memory * order.jobs)} of memory, {output.gib(recipe.disk)} on disk"
     )
-    for patch in changes.patches:
-        name = patch.name.removesuffix(".patch")
-        print(output.wrapped("  patched", f"{name}: {patch.why}", 13))
+    if order.pinned:
+        toolchain = find_toolchain(way.toolchain)
+        there = (make.place(toolchain) / folder.MANIFEST).is_file()
+        size = output.gib(toolchain.download)
+        print(f"  toolchain  {'is there already' if there else f'{size} to download first'}")
+    if arguments.twice:
+        print("  twice      and so twice the time")
+    names = [patch.name.removesuffix(".patch") for patch in changes.patches]
+    print(output.wrapped("  patched", f"{', '.join(names)} (why: in each file)", 13))
 
 
 def _refuse(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
@@ -228,10 +243,17 @@ def _refuse(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> i
             f"{recipe.package} is compiled for {', '.join(map(str, recipe.capabilities))}, not for "
             + ", ".join(map(str, absent))
         )
-        instead = "GPUs of 7.5 or newer are served by stock builds"
+        rest = dict.fromkeys(gpu.name for gpu in gpus if gpu.capability in able)
+        others = [gpu for gpu in gpus if gpu.capability not in able]
+        instead = [f"leave it out: --for {','.join(rest)}"] if rest else []
+        if any(gpu.legacy for gpu in others):
+            name = next(gpu.name for gpu in others if gpu.legacy)
+            instead.append(f"see what there is: legacy-cuda resolve {name}")
+        if not all(gpu.legacy for gpu in others):
+            instead.append("GPUs newer than Volta are served by stock builds")
     else:
         because = "no one toolkit compiles for all of these GPUs"
-        instead = "build one wheel for each"
+        instead = ["build one wheel for each"]
     if arguments.json:
         output.document(
             "build",
@@ -240,18 +262,23 @@ def _refuse(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> i
                 "gpus": [gpu.name for gpu in gpus],
                 "built": False,
                 "because": because,
-                "instead": [instead],
+                "instead": instead,
             },
         )
         return 1
     print(output.paint("refused", "red", "bold") + " [no-recipe]")
     print(output.wrapped("  because", because, 12))
-    print(output.wrapped("  instead", instead, 12))
+    for line in instead:
+        print(output.wrapped("  instead", line, 12))
     return 1
 
 
 def _show(
-    built: Compiled, again: Compiled | None, arguments: argparse.Namespace, gpus: list[Gpu]
+    built: Compiled,
+    again: Compiled | None,
+    as_recorded: bool | None,
+    arguments: argparse.Namespace,
+    gpus: list[Gpu],
 ) -> None:
     order: Order = built.order
     recipe = order.recipe
@@ -290,6 +317,7 @@ def _show(
                 "jobs": order.jobs,
                 "ccache": order.ccache is not None,
                 "resumed": built.resumed,
+                "as_recorded": as_recorded,
                 "again": again and {"sha256": again.sha256, "seconds": round(again.seconds, 1)},
                 "provenance": str(built.provenance.absolute()),
                 "install": install,
@@ -305,6 +333,9 @@ def _show(
     print(f"  sha256     {built.sha256}")
     if again is not None:
         print(f"  again      {again.sha256}  (equal; {again.seconds / 60:.1f} minutes)")
+    if as_recorded is not None:
+        known = "as recorded" if as_recorded else "NOT as recorded: please report it"
+        print(f"  bytes      {output.paint(known, 'green' if as_recorded else 'red')}")
     for row in libraries:
         kind = "PTX" if order.code == "ptx" else "SASS"
         print(

@@ -28,8 +28,8 @@ def add(subparsers: Any) -> None:
         "  legacy-cuda build torch --for p40 --output ~/wheels\n"
         "  legacy-cuda index ~/wheels\n"
         "  legacy-cuda index ~/wheels --json\n\n"
-        "install from it:  pip install --index-url file:///FOLDER/sm61/simple NAME\n"
-        "serve it:         python -m http.server --directory FOLDER",
+        "install from it:  as it prints, or legacy-cuda up p40 --engine llama-cpp --index FOLDER\n"
+        "serve it:         python -m http.server --bind 127.0.0.1 --directory FOLDER",
         formatter_class=output.HelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the wheels lie")
@@ -109,7 +109,7 @@ def _wheel(wheel: Wheel) -> dict[str, Any]:
 
 
 def _show(folder: Path, made: Index) -> None:
-    from legacy_cuda.index import simple
+    from legacy_cuda.index import overview, simple
     from legacy_cuda.index.wheels import cards
 
     changes, wheels = made.changes, made.wheels
@@ -138,10 +138,11 @@ def _show(folder: Path, made: Index) -> None:
     for path in changes.kept:
         print(f"{path} was changed by somebody: it is no longer needed, and was left there")
     print(f"page     {output.short(folder / 'index.html')} (with the commands for each GPU)")
-    address = folder.absolute().as_uri()
+    address = shlex.quote(folder.absolute().as_uri())
     for capability in made.capabilities[-1:]:
-        index = f"{address}/{simple.prefix(capability)}simple"
-        print(f"for {capability}  pip install --index-url {shlex.quote(index)} NAME")
+        for command in overview.commands(wheels, capability):
+            line = " && ".join(command.pip).replace(overview.ADDRESS, address)
+            print(f"for {capability}  {line}")
 
 
 def _count(count: int, word: str) -> str:

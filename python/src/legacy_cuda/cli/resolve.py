@@ -8,7 +8,7 @@ from typing import Any
 from legacy_cuda import hardware
 from legacy_cuda.catalog import Gpu, dotted
 from legacy_cuda.cli import output
-from legacy_cuda.resolve import Refusal, Stack, resolve
+from legacy_cuda.resolve import USUAL_ENGINE, Refusal, Stack, resolve
 
 
 def add(subparsers: Any) -> None:
@@ -38,7 +38,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="name, alias, product name or PCI id; 2xk80 is two of them; none: this machine's",
     )
-    parser.add_argument("--engine", default="torch", help="what is to run (default: torch)")
+    parser.add_argument(
+        "--engine", default=USUAL_ENGINE, help="what is to run (default: %(default)s)"
+    )
 
 
 def chosen_gpus(names: list[str]) -> list[Gpu]:
@@ -90,6 +92,7 @@ def document(answer: Stack | Refusal) -> dict[str, Any]:
         },
         "pythons": list(answer.facts.pythons),
         "patched": list(answer.facts.patched),
+        "compiled": list(answer.facts.compiled),
         "reasons": [
             {"subject": item.subject, "choice": item.choice, "because": item.because}
             for item in answer.reasons

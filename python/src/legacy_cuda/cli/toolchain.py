@@ -57,6 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compiler is not None and arguments.found is None:
         raise UserError("--compiler is for --found", "the pinned toolchain brings its own gcc")
     if arguments.version is None:
+        for name in ("env", "found"):
+            if getattr(arguments, name) not in (None, False):
+                raise UserError(
+                    f"--{name} is for one toolchain",
+                    "no version was named",
+                    f"for example: legacy-cuda toolchain 12.4 --{name}",
+                )
         _list(arguments.json)
         return 0
     try:

@@ -38,7 +38,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--index",
         metavar="DIR|URL",
-        default=os.environ.get("LEGACY_CUDA_INDEX"),
+        default=os.environ.get("LEGACY_CUDA_INDEX") or None,
         help="what legacy-cuda index has made of built wheels (default: LEGACY_CUDA_INDEX)",
     )
     parser.add_argument("--offline", action="store_true", help="from the caches alone")
@@ -75,8 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
             with output.progress() as update:
                 manifest = environment.refresh(before, plan, update)
             return _report(manifest, plan, arguments.json, "examined again")
-        compiled = _provide(plan, arguments)
-        _announce(plan)
+        found = _find(plan, arguments)
+        _announce(plan, found)
+        environment.check_space(plan)
+        compiled = _build(plan, found, arguments.offline)
         with output.progress() as update:
             manifest = environment.make(
                 plan, arguments.offline, update, arguments.recreate, compiled
@@ -84,49 +86,62 @@ def run(arguments: argparse.Namespace) -> int:
         return _report(manifest, plan, arguments.json, "made")
 
 
-def _provide(plan: Any, arguments: argparse.Namespace) -> list[Any]:
-    """The wheels that are compiled for these GPUs: found, else compiled."""
+def _find(plan: Any, arguments: argparse.Namespace) -> list[Any]:
+    """For each package that is compiled for these GPUs its wheel, or None: it has to be built."""
+    from legacy_cuda.build import provide
+
+    found = []
+    for need in plan.compiled:
+        with output.progress() as update:
+
+            def tell(done: int, total: int, update: Any = update) -> None:
+                update("fetching", done, total)
+
+            found.append(provide.find(need, arguments.index, arguments.offline, tell))
+    return found
+
+
+def _build(plan: Any, found: list[Any], offline: bool) -> list[Any]:
+    """Build what was not found."""
     from legacy_cuda.build import provide
 
     wheels = []
-    for need in plan.compiled:
-        with output.progress() as tell:
-            found = provide.find(
-                need,
-                arguments.index,
-                arguments.offline,
-                lambda done, total, tell=tell: tell("fetching", done, total),  # type: ignore[misc]
-            )
-        if found is None:
-            where = f"{arguments.index} does not have it" if arguments.index else "no --index"
-            print(
-                f"{need.recipe.package} {need.version}: {where}; compiling it takes about "
-                f"{provide.minutes(need)} minutes",
-                file=sys.stderr,
-                flush=True,
-            )
+    for need, there in zip(plan.compiled, found, strict=True):
+        wheel = there
+        if wheel is None:
+            print(f"compiling {need.recipe.package} {need.version}", file=sys.stderr, flush=True)
             with output.steps() as tell:
-                found = provide.build(need, arguments.offline, tell)
-        if found.as_recorded is False:
+                wheel = provide.build(need, offline, (plan.python, plan.interpreter), tell)
+        if wheel.as_recorded is False:
             print(
-                f"warning: {found.path.name} is not what the catalog records: sha256 "
-                f"{found.sha256}, expected {need.recorded.sha256}; please report it",
+                f"warning: {wheel.path.name} is not what the catalog records: sha256 "
+                f"{wheel.sha256}, expected {need.recorded.sha256}; please report it",
                 file=sys.stderr,
             )
-        wheels.append(found)
+        wheels.append(wheel)
     return wheels
 
 
-def _announce(plan: Any) -> None:
+def _announce(plan: Any, found: list[Any]) -> None:
     """Say what it will cost before it does: on standard error, also where nobody watches."""
+    from legacy_cuda.build import provide
+    from legacy_cuda.catalog.toolchains import find_toolchain
+
     facts = plan.stack.facts
     patched = "".join(
         f"  patched  {item.facts.package} {item.facts.installed}: {len(item.patches)} patches\n"
         for item in plan.patched
     )
-    patched += "".join(
-        f"  compiled {item.recipe.package} {item.version}\n" for item in plan.compiled
-    )
+    toolchains = set()
+    for need, there in zip(plan.compiled, found, strict=True):
+        how = "built already"
+        if there is None:
+            how = f"to be compiled here, about {provide.minutes(need)} minutes"
+            toolchains.add(need.way.toolchain)
+        patched += f"  compiled {need.recipe.package} {need.version}: {how}\n"
+    for name in sorted(toolchains):
+        size = output.gib(find_toolchain(name).download)
+        patched += f"  with     the toolchain {name}: {size} to download, unless it is there\n"
     print(
         f"{plan.stack.name}: {facts.title}, {len(plan.lock.packages)} packages for "
         f"Python {plan.python}\n{patched}"
@@ -170,9 +185,11 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
         )
         print(output.wrapped("  patched", f"{names}  (why: {REPORT})", 13))
     for item in manifest["compiled"]:
-        known = {True: "the recorded bytes", False: "NOT the recorded bytes", None: ""}
-        text = f"{item['package']} {item['version']}  ({_ORIGINS[item['origin']]}"
-        text += f", {known[item['as_recorded']]})" if known[item["as_recorded"]] else ")"
+        text = f"{item['package']} {item['version']}  "
+        if _altered(item, altered):
+            text += "(no longer there)"
+        else:
+            text += f"({_ORIGINS[item['origin']]}; {_RECORDED[item['as_recorded']]})"
         print(output.wrapped("  compiled", text, 13))
     if "error" in check:
         text = f"{engine} is not usable: {check['error']}"
@@ -187,7 +204,9 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
     run_style = (
         "dim" if manifest["gpu_run"].startswith("not run") else "red" if failed_run else "green"
     )
-    print(f"  on a GPU   {output.paint(manifest['gpu_run'], run_style)}")
+    why = f": {check['gpu_library']}" if "gpu_library" in check else ""
+    text = output.paint(manifest["gpu_run"] + why, run_style)
+    print(output.wrapped("  on a GPU", text, 13))
     driver = manifest["driver"]
     print(
         f"  driver     branch {driver['branch']} (newest known {driver['latest']}), "
@@ -201,10 +220,11 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
     return 0 if good else 1
 
 
-_ORIGINS = {
-    "built": "compiled here",
-    "cache": "from the cache",
-    "index": "from the index",
+_ORIGINS = {"built": "compiled here", "index": "from an index"}
+_RECORDED = {
+    True: "the recorded bytes",
+    False: "NOT the recorded bytes",
+    None: "its bytes are not recorded",
 }
 
 

@@ -105,7 +105,8 @@ class Command:
 
 
 def commands(wheels: Iterable[Wheel], capability: Capability) -> list[Command]:
-    """For each project with device code for the capability, how the best build is installed.
+    """For each project with device code for the capability, and each that has none at all, how the
+    best build is installed.
 
     Builds that need the JIT, or run with limits, stand behind those of the same public version
     that do not; then the highest version counts, as for pip. Where something that it requires is
@@ -114,7 +115,8 @@ def commands(wheels: Iterable[Wheel], capability: Capability) -> list[Command]:
     """
     listed = [wheel for wheel in wheels if wheel.verdict(capability).good]
     found = []
-    for project in sorted({wheel.project for wheel in listed if wheel.serves(capability)}):
+    bare = {w.project for w in listed} - {w.project for w in listed if w.has_code}
+    for project in sorted({w.project for w in listed if w.serves(capability)} | bare):
         best = max((w for w in listed if w.project == project), key=lambda w: _rank(w, capability))
         index = f"{ADDRESS}/{simple.prefix(capability)}simple"
         pinned = shlex.quote(f"{project}=={best.version}")

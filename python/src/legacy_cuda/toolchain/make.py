@@ -27,6 +27,9 @@ from legacy_cuda.catalog.toolchains import DebianPackage, Toolchain
 from legacy_cuda.errors import SurroundingsError
 from legacy_cuda.toolchain import deb, environ, folder, mirrors, smoke
 
+FORMAT = 1
+"""Raised whenever what is put together here has compilers write other bytes."""
+
 TRIPLET = "x86_64-linux-gnu"  # Debian's multiarch name, also in the names of its compilers
 
 _BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
