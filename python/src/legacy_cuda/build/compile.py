@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -37,8 +38,23 @@ from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.toolchain import environ, folder
 from legacy_cuda.toolchain import make as toolchain_make
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same inputs make other bytes than before."""
+
+# What CMake starts compilers with. ccache leaves ".." out of the folders it makes relative, and a
+# header's folder is in what __FILE__ stands for: without ccache it has to be left out as well.
+_LAUNCHER = """\
+#!/bin/sh
+for word do
+    shift
+    case $word in
+        -I/*/..*) word="-I$(realpath -sm -- "${{word#-I}}")" ;;
+        /*/..*) word="$(realpath -sm -- "$word")" ;;
+    esac
+    set -- "$@" "$word"
+done
+exec {program}"$@"
+"""
 
 _SETTING_SLOTS = ("architectures", "build")
 
@@ -445,22 +461,27 @@ def _prepare(
     variables = environ.variables(order.toolchain, scratch, root)
     variables["PATH"] = f"{tools / 'bin'}:{variables['PATH']}"
     variables["CMAKE_BUILD_PARALLEL_LEVEL"] = variables["MAX_JOBS"] = str(order.jobs)
+    launcher = root / "launch"
+    launcher.write_text(
+        _LAUNCHER.format(program=f"{shlex.quote(order.ccache)} " if order.ccache else "")
+    )
+    launcher.chmod(0o755)
+    for language in ("C", "CXX", "CUDA"):
+        variables[f"CMAKE_{language}_COMPILER_LAUNCHER"] = str(launcher)
     if order.ccache:
-        variables.update(_ccache(order.ccache, order, root))
+        variables.update(_ccache(order, root))
     return variables
 
 
-def _ccache(program: str, order: Order, root: Path) -> dict[str, str]:
-    """Have CMake compile through ccache, with no settings but these (ccache(1)).
+def _ccache(order: Order, root: Path) -> dict[str, str]:
+    """The settings of ccache, and no others count (ccache(1)).
 
     A compiler is known by the toolchain's name, which has a digest of what it is made of in it.
     Paths below the build's folder become relative, so that another folder finds what was compiled
     in this one.
     """
     home = os.environ.get("CCACHE_DIR") or str(paths.cache_directory() / "ccache")
-    languages = ("C", "CXX", "CUDA")
     return {
-        **{f"CMAKE_{language}_COMPILER_LAUNCHER": program for language in languages},
         "CCACHE_DIR": home,
         "CCACHE_CONFIGPATH": os.devnull,
         "CCACHE_BASEDIR": str(root),
