@@ -559,10 +559,10 @@ def test_room_is_looked_at_before(
     plan = environment.plan(p40(), target=box.home / "p40")
     plan = dataclasses.replace(plan, unpacked=100)
     if fits:
-        environment._check_space(plan)
+        environment.check_space(plan)
     else:
         with pytest.raises(SurroundingsError, match="not enough room for the environment"):
-            environment._check_space(plan)
+            environment.check_space(plan)
 
 
 # ----------------------------------------------------------------------------- places
