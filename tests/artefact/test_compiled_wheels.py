@@ -409,7 +409,10 @@ def test_what_does_not_compile_is_said(workshop: Workshop, tmp_path: Path) -> No
         ),
         (("$ORIGIN/../nvidia/cuda_runtime/lib", "$ORIGIN"), "does not find libcudart.so.11.0"),
         (("CUDA::cudart)", "CUDA::cudart z)"), "needs libz.so.1, which nothing brings"),
-        (("BUILD_WITH_INSTALL_RPATH TRUE", ""), "had another RPATH when it was linked"),
+        (
+            ("BUILD_WITH_INSTALL_RPATH TRUE", f'BUILD_RPATH "/{"x" * 200}"'),
+            "had another RPATH when it was linked",
+        ),
     ],
     ids=["absolute", "elsewhere", "unknown", "replaced"],
 )

@@ -23,7 +23,8 @@ SOURCE = """
 #include <cuda_fp16.h>
 #include <vector>
 namespace { __device__ int seen; }  // its name holds a hash of the path
-static __global__ void count() { seen++; }
+namespace named { static __device__ int mine; }  // likewise
+static __global__ void count() { seen += named::mine; }
 __global__ void add(float *a, const __half *b) { a[threadIdx.x] += __half2float(b[threadIdx.x]); }
 extern "C" int host(int n) {
     std::vector<int> seen(n);
@@ -53,11 +54,13 @@ def made() -> Any:
     return toolchain("11.8")
 
 
-def compile_with(root: Path, folder: Path, variables: dict[str, str]) -> str:
-    """sha256 of a library that is compiled for 3.7 and 6.1."""
+def compile_with(
+    root: Path, folder: Path, variables: dict[str, str], numbers: tuple[int, ...] = (37, 61)
+) -> str:
+    """sha256 of a library that is compiled for 3.7 and 6.1, or other capabilities."""
     folder.mkdir()
     (folder / "a.cu").write_text(SOURCE)
-    codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (37, 61)]
+    codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
     subprocess.run(
         [
             *("nvcc", "-O2", "-shared", "-Xcompiler", "-fPIC", "-Wno-deprecated-gpu-targets"),
@@ -135,7 +138,13 @@ def test_kernels_that_launch_kernels_do_not_link(made: Any, tmp_path: Path) -> N
     assert done.returncode != 0 and "cudaLaunchDevice" in done.stderr + done.stdout
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("name", [item.name for item in toolchains() if item.name != "11.8"])
-def test_the_others(name: str) -> None:
-    assert toolchain(name)["targets"]
+def test_the_others_compile_the_same_bytes_anywhere(name: str, tmp_path: Path) -> None:
+    made = toolchain(name)
+    root = Path(made["path"])
+    numbers = tuple(Capability.parse(item).number for item in made["targets"][:2])
+    found = set()
+    for folder in (tmp_path / "one", tmp_path / "another-place"):
+        variables = environ.variables(root, tmp_path, folder)
+        found.add(compile_with(root, folder, variables, numbers))
+    assert len(found) == 1

@@ -27,7 +27,7 @@ from legacy_cuda.catalog.toolchains import DebianPackage, Toolchain
 from legacy_cuda.errors import SurroundingsError
 from legacy_cuda.toolchain import deb, environ, folder, mirrors, smoke
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever what is put together here has compilers write other bytes."""
 
 TRIPLET = "x86_64-linux-gnu"  # Debian's multiarch name, also in the names of its compilers
@@ -59,8 +59,9 @@ set -- "-ffile-prefix-map=$here/..=/toolchain" "$@"
     set -- "-ffile-prefix-map=${environ.RELATIVE}={environ.MAPPED}/" "$@"
 """
 
-# cicc hashes the path of a source into the names of what is local to it (seen with 11.8 and 12.4).
-_CICC = f"""\
+# The path of a source is hashed into the names of what is local to it: by cicc (seen with 11.8 and
+# 12.4) and by cudafe++ (12.4). {program} is the one that is given another path.
+_SOURCE_MAPPED = f"""\
 last=
 for word do
     shift
@@ -72,7 +73,7 @@ for word do
     set -- "$@" "$word"
     last=$word
 done
-exec "$here/cicc.bin" "$@"
+exec "$here/{{program}}.bin" "$@"
 """
 
 Tell = Callable[[str, int, int], None]
@@ -204,8 +205,10 @@ def _lay_out(debian: Path, cuda: Path) -> None:
     (own / "bin" / "nvcc").rename(cuda / "bin" / "nvcc")
     (own / "bin" / "crt").rename(cuda / "bin" / "crt")
     (cuda / "nvvm" / "bin").mkdir(parents=True)
-    (own / "bin" / "cicc").rename(cuda / "nvvm" / "bin" / "cicc.bin")
-    folder.script(cuda / "nvvm" / "bin" / "cicc", _CICC)
+    (own / "bin" / "cicc").rename(cuda / "nvvm" / "bin" / "cicc")
+    for program in (cuda / "nvvm" / "bin" / "cicc", cuda / "bin" / "cudafe++"):
+        program.rename(program.with_name(f"{program.name}.bin"))
+        folder.script(program, _SOURCE_MAPPED.replace("{program}", program.name))
     (own / "libdevice").rename(cuda / "nvvm" / "libdevice")
     (cuda / "bin" / "nvcc.profile").write_text(_PROFILE, encoding="utf-8")
     for path in (debian / "usr" / "share" / "doc").glob("*/copyright"):
