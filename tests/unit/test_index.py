@@ -601,9 +601,9 @@ def test_any_text_comes_out_of_a_page_as_it_went_in(
 def test_any_text_is_text_on_the_page_for_people(
     file: str, project: str, python: str, version: str
 ) -> None:
-    plain = some_wheel("f-1-py3-none-any.whl", "f", version, "3", ("x",))
+    plain = some_wheel("f-1-py3-none-any.whl", "f", version, "3", ("needed-from-elsewhere",))
     shape = [tag for tag, _ in Page(overview.html((plain,), (PASCAL,))).tags]
-    wheel = some_wheel(file, project, version, python, ("x",))
+    wheel = some_wheel(file, project, version, python, ("needed-from-elsewhere",))
     page = Page(overview.html((wheel,), (PASCAL,)))
     assert [tag for tag, _ in page.tags] == shape
     assert _same(page.links[1][0], file) and unquote(page.links[1][1]["href"] or "") == file
