@@ -468,12 +468,9 @@ def make(
             for series in plan.patched
         ]
         requirements = building / "requirements.txt"
-        instead = {wheel.series.facts.package: _requirement(wheel) for wheel in wheels}
-        instead |= {
-            item.need.recipe.package: f"{item.need.recipe.package} @ {item.path.as_uri()} "
-            f"--hash=sha256:{item.sha256}"
-            for item in compiled
-        }
+        own: dict[str, Built | Provided] = {item.series.facts.package: item for item in wheels}
+        own |= {item.need.recipe.package: item for item in compiled}
+        instead = {name: _requirement(name, wheel) for name, wheel in own.items()}
         requirements.write_text(
             plan.lock.requirements(plan.python, instead=instead), encoding="utf-8"
         )
@@ -504,9 +501,9 @@ def make(
     return manifest
 
 
-def _requirement(wheel: Built) -> str:
+def _requirement(package: str, wheel: Built | Provided) -> str:
     """The line that has uv install just this file."""
-    return f"{wheel.series.facts.package} @ {wheel.path.as_uri()} --hash=sha256:{wheel.sha256}"
+    return f"{package} @ {wheel.path.as_uri()} --hash=sha256:{wheel.sha256}"
 
 
 def refresh(before: dict[str, Any], plan: Plan, progress: Progress | None = None) -> dict[str, Any]:

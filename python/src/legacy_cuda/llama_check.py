@@ -13,11 +13,10 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# ggml.h and ggml-backend.h of llama-cpp-python 0.3.36
+# ggml.h and ggml-backend.h of the sources that the recipe pins
 _F32 = 0
 _GPU = 1
 _SIDE = 64
@@ -100,8 +99,8 @@ class _Ggml:
 
     def _call(self, name: str, result: Any, *arguments: Any) -> Any:
         library = self._main if hasattr(self._main, name) else self._base
-        function: Callable[..., Any] = getattr(library, name)
-        function.restype = result  # type: ignore[attr-defined]
+        function: Any = getattr(library, name)
+        function.restype = result
         return function(*arguments)
 
     def arch_flags(self) -> list[str]:

@@ -77,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _report(manifest, plan, arguments.json, "examined again")
         found = _find(plan, arguments)
         _announce(plan, found)
-        environment.check_space(plan)
+        if None in found:  # before hours of compiling; it is looked at again before uv's work
+            environment.check_space(plan)
         compiled = _build(plan, found, arguments.offline)
         with output.progress() as update:
             manifest = environment.make(
