@@ -174,7 +174,7 @@ def test_header() -> None:
 def test_clusters_of_one_are_no_clusters() -> None:
     head = ".visible .entry k(.param .u64 p0) // .maxclusterrank 4\n.reqntid 128, 1, 1\n"
     text = head + ".explicitcluster .reqnctapercluster 1, 1,1\n.maxclusterrank 8 {\n ret; }"
-    assert legal(text) == head + "{\n ret; }"
+    assert legal(text) == head + "   {\n ret; }"
     with pytest.raises(LegalizeError, match=r"clusters need capability 9\.0: .reqnctapercluster 2"):
         legal(text.replace("1, 1,1", "2, 1, 1"))
 
@@ -282,7 +282,7 @@ def test_an_example_is_for_its_rule(name: str, text: str) -> None:
         ("@%p1 fence.acq_rel.sys;", ["@%p1 membar.sys;"]),
         ("fence.acquire.cluster;", ["membar.gl;"]),
         ("fence.proxy.alias;", ["membar.proxy.alias;"]),
-        ("fence.proxy.async.global;", []),
+        ("fence.proxy.async.global;", ["{}"]),
         ("fence.proxy.tensormap::generic.release.gpu;", ["membar.gl;"]),
     ],
 )
@@ -309,8 +309,20 @@ def test_hints_and_orders_and_types_go_together() -> None:
 
 def test_what_is_left_out() -> None:
     for text in ("nanosleep.u32 %r1;", "@%p1 griddepcontrol.wait;", "cp.async.wait_group 1;"):
-        assert legal(f"L:\n{text}\n}}") == "L:\n\n}"
+        assert legal(f"L:\n{text}\n}}") == "L:\n{}\n}"
     assert legal("createpolicy.cvt.L2.b64 %rd1, 5;") == "mov.b64 %rd1, 0;"
+
+
+@pytest.mark.parametrize(
+    ("text", "new"),
+    [
+        (".@%p1 nanosleep.u32 5;reg .f16 %rs1;", ".{}reg .f16 %rs1;"),
+        ("a:nanosleep.u32 5;: b;", "a:{}: b;"),
+        (".entry k()\n.explicit.explicitcluster cluster {}", ".entry k()\n.explicit cluster {}"),
+    ],
+)
+def test_no_new_statement_from_what_stood_beside_one_left_out(text: str, new: str) -> None:
+    assert legal(text, (5, 2)) == new == legal(new, (5, 2))
 
 
 # --- numbers

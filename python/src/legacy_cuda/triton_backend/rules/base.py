@@ -45,8 +45,8 @@ class Rule:
 
 
 def removed(instruction: Instruction, context: Context) -> str:
-    """Nothing, in place of a statement."""
-    return ""
+    """An empty block in place of a statement: what stands before and behind it stays apart."""
+    return "{}"
 
 
 def pointer(

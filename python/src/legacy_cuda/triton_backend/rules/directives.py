@@ -28,7 +28,7 @@ def cluster_directives(directive: str) -> str:
     def left(match: re.Match[str]) -> str:
         if match[2] == "reqnctapercluster" and set(re.findall(r"\d+", match[3])) != {"1"}:
             raise LegalizeError(f"clusters need capability 9.0: {shown(match[0])}")
-        return "" if match[1] or match[2] else match[0]
+        return " " if match[1] or match[2] else match[0]  # a blank: words stay apart
 
     head, bracket, tail = directive.rpartition(")")
     return head + bracket + _CLUSTER.sub(left, tail)
