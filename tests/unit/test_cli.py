@@ -217,6 +217,22 @@ def test_audit_of_recorded_wheels(variables: dict[str, str]) -> None:
     assert run(variables, "audit", "torch==2.7.1", "--gpu", "p40").returncode == 0
 
 
+def test_audit_names_the_build_of_what_no_wheel_has(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    wheel = tiny.make_wheel("llama_cpp_python", "0.3.36", {"llama_cpp/lib/x.so": library(61)})
+    path = tmp_path / wheel.name
+    path.write_bytes(wheel.data)
+    done = run(variables, "audit", str(path), "--gpu", "k80,p40", "--json")
+    assert done.returncode == 1
+    (subject,) = document(done, "audit")["subjects"]
+    built = [verdict["compiled_by"] for verdict in subject["verdicts"]]
+    assert built == ["legacy-cuda build llama-cpp-python --for k80", None]
+    done = run(variables, "audit", str(path), "--gpu", "k80,k40")
+    assert "compiled for it by: legacy-cuda build llama-cpp-python --for k80" in done.stdout
+    assert "--for k40" not in done.stdout, "no recipe compiles for 3.5"
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "kind",

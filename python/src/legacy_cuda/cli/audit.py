@@ -81,11 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
             verdict = audit.without(
                 audit.judge(subject.libraries, gpu.capability, subject.torch_cuda), subject.absent
             )
-            newest = None
+            newest = built = None
             if not verdict.good:
                 good = False
                 if subject.package:
                     newest = evidence.newest_that_runs(subject.package, gpu.capability)
+                    built = _compiled(subject.package, gpu)
             row.append(_SHORT[verdict.outcome])
             verdicts.append(
                 {
@@ -93,9 +94,10 @@ def run(arguments: argparse.Namespace) -> int:
                     **verdict_document(verdict, owner),
                     "summary": _summary(subject, verdict, owner),
                     "newest_that_runs": newest,
+                    "compiled_by": built,
                 }
             )
-            text = _detail(subject, verdict, newest, owner, arguments.verbose)
+            text = _detail(subject, verdict, newest, built, owner, arguments.verbose)
             texts.setdefault(text, []).append(f"{gpu.name} ({gpu.capability})")
         rows.append(row)
         details.append(output.paint(subject.name, "bold") + _origin(subject))
@@ -137,16 +139,33 @@ def _summary(subject: Any, verdict: Any, owner: dict[str, str]) -> str:
     return audit.describe(verdict, owner)
 
 
+def _compiled(package: str, gpu: Any) -> str | None:
+    """The command that compiles a package for a GPU, where a recipe does."""
+    from legacy_cuda.catalog.recipes import recipes
+
+    for recipe in recipes():
+        if recipe.package == package and recipe.way({gpu.capability}):
+            return f"legacy-cuda build {package} --for {gpu.name}"
+    return None
+
+
 def _detail(
-    subject: Any, verdict: Any, newest: str | None, owner: dict[str, str], verbose: bool
+    subject: Any,
+    verdict: Any,
+    newest: str | None,
+    built: str | None,
+    owner: dict[str, str],
+    verbose: bool,
 ) -> str:
     style = _STYLE.get(_SHORT[verdict.outcome], ())
     text = _summary(subject, verdict, owner)
     lines = [output.paint(text, *style) if style else text]
     if newest:
         lines.append(f"    newest known version that runs there: {subject.package}=={newest}")
-    elif not verdict.good and subject.package:
+    elif not verdict.good and subject.package and not built:
         lines.append(f"    no version of {subject.package} that runs there is known here")
+    if built:
+        lines.append(f"    compiled for it by: {built}")
     if verbose:
         for item in verdict.libraries:
             if item.state == "empty":
