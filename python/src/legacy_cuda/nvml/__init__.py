@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -152,6 +152,18 @@ class Device:
         return self.missing.get("device")
 
 
+#: The fields of ``Device`` that say which GPU it is, and do not change.
+IDENTITY = ("name", "uuid", "pci_address", "pci_id", "pci_subsystem_id", "vbios", "capability")
+
+
+#: The reasons for which clocks can be lowered, as nvidia-smi's clocks_throttle_reasons.* has them.
+THROTTLE_REASONS = (
+    *("gpu_idle", "applications_clocks_setting", "sw_power_cap", "hw_slowdown", "sync_boost"),
+    *("sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"),
+    "display_clock_setting",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Xid:
     """An error the driver reported of a GPU while it was watched. ``last``: Unix time, seconds."""
@@ -200,6 +212,8 @@ class Session:
         self._events = events
         self._process: subprocess.Popen[bytes] | None = None
         self._stuck: list[subprocess.Popen[bytes]] = []
+        self._earlier: tuple[Xid, ...] = ()  # what readers saw that are gone
+        self._xids: tuple[Xid, ...] = ()  # and with what the one that is there saw
 
     def __enter__(self) -> Session:
         return self
@@ -217,7 +231,10 @@ class Session:
         began, now = time.monotonic(), time.time()
 
         def failed(error: str, call: str) -> Snapshot:
-            return Snapshot(now, time.monotonic() - began, error=Missing(error, call))
+            why = Missing(error, call)
+            return Snapshot(
+                now, time.monotonic() - began, error=why, xids=self._xids, xid_missing=why
+            )
 
         self._stuck = [process for process in self._stuck if process.poll() is None]
         if self._process is None:
@@ -239,10 +256,13 @@ class Session:
             code = self._process.poll()
             self.close()
             return failed("READER_DIED", f"exit code {code}" if code is not None else "it is gone")
-        return _read(json.loads(line), now, time.monotonic() - began)
+        found = _read(json.loads(line), now, time.monotonic() - began)
+        self._xids = _together(self._earlier, found.xids)
+        return replace(found, xids=self._xids)
 
     def close(self) -> None:
-        """Leave the reader. Never waits for it."""
+        """Leave the reader; ``sample`` starts another. Never waits for it."""
+        self._earlier = self._xids
         process, self._process = self._process, None
         if process is None:
             return
@@ -290,6 +310,15 @@ class Session:
                 return b""
             collected += part
         return bytes(collected)
+
+
+def _together(earlier: tuple[Xid, ...], later: tuple[Xid, ...]) -> tuple[Xid, ...]:
+    """The counts of both, by GPU and Xid."""
+    found = {(xid.index, xid.xid): xid for xid in earlier}
+    for xid in later:
+        before = found.get((xid.index, xid.xid))
+        found[xid.index, xid.xid] = replace(xid, count=xid.count + before.count) if before else xid
+    return tuple(found[key] for key in sorted(found))
 
 
 def _missing(row: list[str] | None) -> Missing | None:

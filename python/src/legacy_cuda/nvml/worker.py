@@ -33,7 +33,7 @@ PLACES = (
 _LIBRARY = "libnvidia-ml.so.1"
 _EVENT_WAIT = 1000  # milliseconds
 
-# The names of nvidia-smi's fields clocks_throttle_reasons.*
+# legacy_cuda.nvml.THROTTLE_REASONS: which bit is which
 THROTTLE_REASONS = {
     "gpu_idle": pynvml.nvmlClocksThrottleReasonGpuIdle,
     "applications_clocks_setting": pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting,
@@ -603,10 +603,12 @@ def _answer(machine: _Machine, deadline: float) -> dict[str, Any]:
     with lock:
         wait(lambda: machine.devices is not None or machine.error is not None)
         devices = machine.devices or []
+        # one that still hangs in an earlier round does not hold up this one
+        awaited = [device for device in devices if device.answered == device.wanted]
         for device in devices:
             device.wanted += 1
         lock.notify_all()
-        wait(lambda: all(device.answered == device.wanted for device in devices))
+        wait(lambda: all(device.answered == device.wanted for device in awaited))
         error = machine.error
         if machine.devices is None and error is None:
             error = machine.stuck()
