@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from legacy_cuda import nvml
-from legacy_cuda.monitor import metrics
+from legacy_cuda.monitor import metrics, overview
 from legacy_cuda.monitor.metrics import State
 from legacy_cuda.monitor.sampler import after
 from legacy_cuda.nvml import Device, Missing, Process, Snapshot, Xid
@@ -186,6 +186,14 @@ def test_xids() -> None:
 def test_the_power_cap_is_that_of_the_card(caps: dict[str, float], expected: float | None) -> None:
     shown = replace(state(P40), power_caps=caps)
     assert value(shown, "nvidia_gpu_power_cap") == expected
+
+
+def test_the_overview_escapes_what_others_named() -> None:
+    why = Missing("TIMED_OUT", "<b>")
+    text = overview.page(state(Device(0, {"device": why}, name="<script>")))
+    assert b"<script>" not in text
+    assert b"&lt;script&gt;" in text
+    assert b"timed out (&lt;b&gt;)" in text
 
 
 _text = st.text(max_size=12)

@@ -112,7 +112,11 @@ def test_what_a_scrape_shows(tmp_path: Path) -> None:
         headers, packed = served.get(**{"Accept-Encoding": "gzip"})
         assert headers["Content-Encoding"] == "gzip"
         assert b"nvidia_gpu_up" in gzip.decompress(packed)
-        assert b"/metrics" in served.get("/")[1]
+        overview = served.get("/")[1].decode()
+        assert (
+            "<td>p40<td>Tesla P40<td>19456 / 23040 MiB<td>98 %<td>71 C<td>140 / 140 W" in overview
+        )
+        assert 'href="/metrics"' in overview
         with pytest.raises(urllib.error.HTTPError, match="404"):
             served.get("/etc/passwd")
         served.process.send_signal(signal.SIGTERM)
@@ -172,10 +176,20 @@ def test_a_driver_that_comes_later(tmp_path: Path) -> None:
 def test_a_client_that_says_nothing_keeps_nobody_waiting(tmp_path: Path) -> None:
     with monitor(Standin(standin.read("p4"), tmp_path)) as served:
         port = int(served.url.split(":")[2].split("/")[0])
-        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
         assert served.series()["nvidia_gpu_temperature_gpu 0"] == 91
+        silent += [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        time.sleep(0.5)  # more than are served at a time: the last ones are closed
         for connection in silent:
             connection.close()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                assert served.series()["nvidia_gpu_temperature_gpu 0"] == 91
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
 
 
 def test_an_address_in_use(tmp_path: Path) -> None:
@@ -203,6 +217,7 @@ def test_an_address_in_use(tmp_path: Path) -> None:
         ("--power-cap", "=5"),
         ("--power-cap", "p41=180"),
         ("--once", "--csv", "x"),
+        ("--json", "--csv", "x"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...]) -> None:
@@ -222,6 +237,13 @@ def test_once(tmp_path: Path) -> None:
     lost = run(Standin(standin.read("broken-lost"), tmp_path), "--once")
     assert lost.returncode == 1
     assert "GPU 1: gpu is lost" in lost.stdout
+
+
+def test_no_gpu_at_all(tmp_path: Path) -> None:
+    machine = {**standin.read("p4"), "card": []}
+    done = run(Standin(machine, tmp_path), "--once")
+    assert done.returncode == 3
+    assert "lists no GPU" in done.stderr
 
 
 def test_once_as_json(tmp_path: Path) -> None:

@@ -388,6 +388,25 @@ def test_a_program_ends_while_the_driver_hangs_and_so_does_its_pipe(start: Start
     assert (done.stdout, done.stderr) == ("TIMED_OUT\n", "")
 
 
+@pytest.mark.parametrize("reply", ["", "{", "[]", '{"devices": 5}', "null"])
+def test_a_reply_that_makes_no_sense(reply: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that writes where it should not, or a reader that is cut off."""
+    program = f"import sys; sys.stdin.readline(); print({reply!r})"
+    fake = [sys.executable, "-c", program]
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **more: real(fake, **more))
+    found = nvml.snapshot(PATIENCE)
+    assert found.error is not None
+    assert found.error.error == "READER_DIED"
+
+
+def test_a_reader_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    found = nvml.snapshot(PATIENCE)
+    assert found.error is not None
+    assert found.error.call.startswith("it cannot be started: ")
+
+
 def test_what_the_environment_names_is_not_imported(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,12 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what was asked for."""
+    if arguments.json and (arguments.csv or arguments.alert_rules or arguments.dashboard):
+        raise UserError(
+            "--json shows the GPUs once",
+            "it does not go with --csv, --alert-rules or --dashboard",
+            "leave out one of them",
+        )
     if arguments.alert_rules or arguments.dashboard:
         return _print_data(arguments)
     if not _SHORTEST <= arguments.interval <= _LONGEST:
@@ -154,7 +160,7 @@ def _serve(host: str, port: int, interval: float, caps: dict[str, float]) -> int
     stop = threading.Event()
     _until_stopped(stop)
     sampler = Sampler(interval, power_caps=caps)
-    with Server(host, port, lambda: sampler.page) as server:
+    with Server(host, port, lambda: sampler.page, lambda: sampler.overview) as server:
         sampler.start()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"serving {server.url}", flush=True)
@@ -191,6 +197,7 @@ def _repeat(stop: threading.Event, interval: float, work: Callable[[], None]) ->
 
 
 def _once(as_json: bool) -> int:
+    from legacy_cuda.monitor import overview
     from legacy_cuda.monitor.sampler import Sampler
 
     sampler = Sampler()
@@ -203,11 +210,18 @@ def _once(as_json: bool) -> int:
             str(snapshot.error),
             _NEXT_STEPS.get(snapshot.error.error, "look for lines with NVRM in the kernel log"),
         )
+    if not state.devices:
+        raise SurroundingsError(
+            "the NVIDIA driver lists no GPU",
+            f"driver {snapshot.driver_version}",
+            "lspci shows whether the card is there; look for lines with NVRM in the kernel log",
+        )
     if as_json:
         output.document("monitor", _document(state))
     else:
         print(f"driver {snapshot.driver_version}, CUDA {snapshot.cuda_version}")
-        print(output.table(list(_rows(state)), lambda cell: ()))
+        rows = [overview.HEADING, *map(overview.row, state.devices)]
+        print(output.table(rows, lambda cell: ()))
         for device in state.devices:
             if device.failure:
                 print(output.paint(f"GPU {device.index}: {device.failure}", "red"))
@@ -226,37 +240,3 @@ def _document(state: State) -> dict[str, Any]:
         "cuda_version": snapshot.cuda_version,
         "devices": [{"card": card(device), **asdict(device)} for device in state.devices],
     }
-
-
-def _rows(state: State) -> Any:
-    from legacy_cuda.monitor.metrics import card
-
-    yield [
-        "GPU",
-        "card",
-        "name",
-        "memory",
-        "use",
-        "temperature",
-        "power",
-        "SM clock",
-        "lowered for",
-    ]
-    for device in state.devices:
-
-        def shown(value: object, form: str) -> str:
-            return "?" if value is None else form.format(value)
-
-        used, total = device.memory_used_bytes, device.memory_total_bytes
-        limit = shown(device.power_limit_w, "{:.0f} W")
-        yield [
-            str(device.index),
-            card(device),
-            device.name or "?",
-            f"{shown(used and used >> 20, '{}')} / {shown(total and total >> 20, '{}')} MiB",
-            shown(device.utilization_percent, "{} %"),
-            shown(device.temperature_c, "{} C"),
-            f"{shown(device.power_w, '{:.0f}')} / {limit}",
-            shown(device.clock_sm_mhz, "{} MHz"),
-            " ".join(device.throttle_reasons or ()),
-        ]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from prometheus_client import ProcessCollector
 
-from legacy_cuda.monitor import metrics
+from legacy_cuda.monitor import metrics, overview
 from legacy_cuda.nvml import IDENTITY, Device, Missing, Session, Snapshot
 
 #: Seconds between samples, and the most that one waits for the driver.
@@ -22,7 +22,7 @@ RENEWAL = 60.0
 
 
 class Sampler:
-    """Samples until it is stopped. ``page`` is the last one, never waited for.
+    """Samples until it is stopped. ``page`` (metrics) and ``overview`` (HTML) show the last one.
 
     Args:
         interval: seconds from the beginning of one sample to that of the next.
@@ -45,7 +45,7 @@ class Sampler:
         self._renewed = time.monotonic()
         nothing = Snapshot(time=0.0, duration_s=0.0)
         self.state = metrics.State(nothing, (), {}, power_caps=power_caps)
-        self.page = b""
+        self.page = self.overview = b""
 
     def start(self) -> None:
         """Take a first sample, so that there is a page, and go on in the background."""
@@ -64,6 +64,7 @@ class Sampler:
         snapshot = self._session.sample(self._limit)
         self.state = after(self.state, snapshot)
         self.page = metrics.render([*metrics.families(self.state), *self._process.collect()])
+        self.overview = overview.page(self.state)
         if _may_help_to_renew(snapshot) and time.monotonic() - self._renewed > RENEWAL:
             self._session.close()
             self._renewed = time.monotonic()

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from legacy_cuda.errors import SurroundingsError
@@ -17,15 +18,11 @@ PORT = 9835
 #: Prometheus servers do not know; the page has no name that the older version cannot write.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _IDLE = 15.0  # seconds after which a connection that says nothing is closed
-_CONNECTIONS = 64  # at a time; more wait in the kernel's queue
-
-_WELCOME = b"""<!doctype html><title>legacy-cuda monitor</title>
-<p>GPU metrics for Prometheus: <a href="/metrics">/metrics</a>
-"""
+_CONNECTIONS = 64  # at a time; one more is closed at once
 
 
 class Server(ThreadingHTTPServer):
-    """Serves what ``page`` returns at /metrics.
+    """Serves what ``page`` returns at /metrics, and what ``overview`` returns at /.
 
     Raises:
         SurroundingsError: the address cannot be used.
@@ -34,8 +31,11 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, page: Callable[[], bytes]) -> None:
+    def __init__(
+        self, host: str, port: int, page: Callable[[], bytes], overview: Callable[[], bytes]
+    ) -> None:
         self.page = page
+        self.overview = overview
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -55,9 +55,15 @@ class Server(ThreadingHTTPServer):
         text = host.decode() if isinstance(host, bytes | bytearray) else str(host)
         return f"http://{f'[{text}]' if ':' in text else text}:{port}/metrics"
 
+    def server_bind(self) -> None:
+        """Without HTTPServer's look-up of a name for the address, which may ask a DNS server."""
+        TCPServer.server_bind(self)
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        self._free.acquire()
-        super().process_request(request, client_address)
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -85,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._send(200, CONTENT_TYPE, self.server.page())
         elif path == "/":
-            self._send(200, "text/html; charset=utf-8", _WELCOME)
+            self._send(200, "text/html; charset=utf-8", self.server.overview())
         else:
             self._send(404, "text/plain; charset=utf-8", b"not found: try /metrics\n")
 

@@ -240,7 +240,10 @@ class Session:
         if self._process is None:
             if len(self._stuck) >= _MOST_STUCK:
                 return failed("TIMED_OUT", f"{len(self._stuck)} readers hang in the driver")
-            self._process = self._start()
+            try:
+                self._process = self._start()
+            except OSError as error:
+                return failed("READER_DIED", f"it cannot be started: {error}")
         request = {"deadline": began + limit - min(_MARGIN, limit / 4)}
         try:
             assert self._process.stdin
@@ -256,7 +259,11 @@ class Session:
             code = self._process.poll()
             self.close()
             return failed("READER_DIED", f"exit code {code}" if code is not None else "it is gone")
-        found = _read(json.loads(line), now, time.monotonic() - began)
+        try:
+            found = _read(json.loads(line), now, time.monotonic() - began)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.close()
+            return failed("READER_DIED", f"its reply makes no sense: {error}")
         self._xids = _together(self._earlier, found.xids)
         return replace(found, xids=self._xids)
 
@@ -300,10 +307,12 @@ class Session:
         assert self._process
         assert self._process.stdout
         pipe = self._process.stdout.fileno()
+        ready = select.poll()  # select() takes no number above 1023
+        ready.register(pipe, select.POLLIN)
         collected = bytearray()
         while not collected.endswith(b"\n"):
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+            if left <= 0 or not ready.poll(1000 * left):
                 return None
             part = os.read(pipe, 1 << 16)
             if not part or len(collected) > _REPLY:
