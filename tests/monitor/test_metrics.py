@@ -163,6 +163,16 @@ def test_a_gpu_the_driver_lists_no_more() -> None:
     assert value(again, "nvidia_gpu_failure") is None
 
 
+def test_a_gpu_without_a_name_is_not_taken_for_one_that_moved() -> None:
+    before = state(P40, Device(index=1, uuid="GPU-b", name="Tesla P4"))
+    why = Missing("GPU_IS_LOST", "nvmlDeviceGetHandleByIndex")
+    moved, lost = replace(P40, index=1), Device(index=0, missing={"device": why})
+    now = after(before, replace(before.snapshot, devices=(lost, moved)))
+    assert value(now, "nvidia_gpu_up", uuid="GPU-a", gpu="1") == 1
+    assert value(now, "nvidia_gpu_failure", gpu="0", uuid="", reason="GPU_IS_LOST") == 1
+    assert value(now, "nvidia_gpu_failure", uuid="GPU-b", reason="NOT_LISTED") == 1
+
+
 def test_no_driver() -> None:
     before = state(P40)
     why = Missing("LIB_RM_VERSION_MISMATCH", "nvmlInit")

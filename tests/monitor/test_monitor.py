@@ -23,7 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from legacy_cuda import catalog
-from legacy_cuda.monitor import csvlog
+from legacy_cuda.monitor import csvlog, sampler
 from tests.nvml import standin
 from tests.nvml.standin import MIB, Standin
 
@@ -171,6 +171,34 @@ def test_a_driver_that_comes_later(tmp_path: Path) -> None:
         machine.write()
         found = served.until(lambda found: found.get("nvidia_gpu_monitor_nvml_up") == 1)
         assert found["nvidia_gpu_up 0"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "renewed"),
+    [
+        ({}, False),
+        ({"fails": "GPU_IS_LOST"}, True),
+        ({"hangs": {"nvmlDeviceGetPowerUsage": 300}}, False),
+    ],
+)
+def test_nvml_is_started_anew_where_that_may_help(
+    fault: dict[str, Any], renewed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Standin(standin.read("p40x2"), tmp_path)
+    machine.change(1, **fault)
+    for name, text in machine.environment.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setattr(sampler, "RENEWAL", 0.0)
+    one = sampler.Sampler(limit=4.0)
+    try:
+        state = one.sample()
+        assert (state.devices[1].failure is not None) == bool(fault)
+        assert (one._session._process is None) == renewed
+        again = one.sample()
+        assert again.devices[0].failure is None
+        assert again.samples == 2
+    finally:
+        one.stop()
 
 
 def test_a_client_that_says_nothing_keeps_nobody_waiting(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 runs a command (a shell, if none is given) that finds ``machines/MACHINE.toml`` instead of a driver.
 The library is ``standin.c``, compiled where the tests run. It answers what the file says and
-nothing else: what a test shows with it is how a program reads NVML, not how a GPU behaves.
+nothing else: what a test shows with it is how a program reads NVML, not how a GPU behaves. The
+numbers in the files are made up, of the size that such cards show.
 
 What the catalog has of a card comes from there: names, ids, memory, power, capability. The keys of
 a ``[[card]]`` are those of ``_DEFAULTS`` and ``_OPTIONAL`` below, in MHz, watts, degrees C, percent

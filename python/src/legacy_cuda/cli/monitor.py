@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _INTERVAL = 5.0  # seconds
 _SHORTEST, _LONGEST = 0.5, 86400.0
+_LOOK = 1.0  # seconds between looks at the sampler
 _LISTEN = "127.0.0.1:9835"
 _NEXT_STEPS = {
     "LIBRARY_NOT_FOUND": "install the driver; legacy-cuda resolve names the branch for a card",
@@ -166,8 +167,11 @@ def _serve(host: str, port: int, interval: float, caps: dict[str, float]) -> int
         print(f"serving {server.url}", flush=True)
         if error := sampler.state.snapshot.error:
             print(f"the driver does not answer yet: {error}", file=sys.stderr)
-        stop.wait()
+        while sampler.alive and not stop.wait(_LOOK):
+            pass
         server.shutdown()
+    if not stop.is_set():
+        raise SurroundingsError("no samples are taken any more", "their thread ended by an error")
     sampler.stop()
     return 0
 

@@ -52,6 +52,11 @@ class Sampler:
         self.sample()
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether samples are taken in the background."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End, at most ``limit`` seconds later."""
         self._stop.set()
@@ -88,7 +93,8 @@ def _may_help_to_renew(snapshot: Snapshot) -> bool:
 def after(state: metrics.State, snapshot: Snapshot) -> metrics.State:
     """The state that a snapshot makes of the one before: GPUs keep their names while they are lost,
     and those that the driver lists no more are shown as not there."""
-    before = {device.index: device for device in state.devices}
+    taken = {device.uuid for device in snapshot.devices}
+    before = {device.index: device for device in state.devices if device.uuid not in taken}
     listed = [_named(device, before.get(device.index)) for device in snapshot.devices]
     keys = {metrics.key(device) for device in listed}
     gone = [_unlisted(device) for device in state.devices if metrics.key(device) not in keys]
@@ -105,7 +111,7 @@ def after(state: metrics.State, snapshot: Snapshot) -> metrics.State:
 
 
 def _named(device: Device, before: Device | None) -> Device:
-    """A GPU that does not say who it is, is the one that had its index."""
+    """A GPU that does not say who it is, is the one that had its index and is not elsewhere."""
     if device.uuid is not None or before is None:
         return device
     return replace(device, **{name: getattr(before, name) for name in IDENTITY})
