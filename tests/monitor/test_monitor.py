@@ -237,6 +237,8 @@ def test_an_address_in_use(tmp_path: Path) -> None:
         ("--listen", "9835"),
         ("--listen", "127.0.0.1:port"),
         ("--listen", "127.0.0.1:99999"),
+        ("--listen", "127.0.0.1:" + "9" * 5000),
+        ("--listen", ":9835"),
         ("--interval", "0"),
         ("--interval", "nan"),
         ("--interval", "inf"),

@@ -314,6 +314,19 @@ def test_a_driver_that_hangs_in_its_start(start: Start) -> None:
     assert found.error.call.startswith("nvmlInit, for ")
 
 
+def test_a_container_without_libcuda(start: Start) -> None:
+    machine = start("p4")
+    text = machine.file.read_text()
+    changed = text.replace(
+        "nvmlSystemGetCudaDriverVersion 0 0", "nvmlSystemGetCudaDriverVersion 0 12"
+    )
+    assert changed != text
+    machine.file.write_text(changed)
+    found = nvml.snapshot(PATIENCE)
+    assert (found.error, found.cuda_version) == (None, None)
+    assert found.devices[0].temperature_c == 91
+
+
 def test_a_driver_that_comes_later_is_found(start: Start) -> None:
     machine = start("broken-driver-not-loaded")
     with Session() as session:
@@ -410,11 +423,41 @@ def test_a_reader_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_the_environment_names_is_not_imported(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pynvml.py in the working folder has no part in it."""
+    """A pynvml.py in the working folder has no part in it, though ``python -m`` looks there."""
     start("p4")
     (tmp_path / "pynvml.py").write_text("raise SystemExit(1)\n")
     monkeypatch.chdir(tmp_path)
+    for first in ("", str(tmp_path)):
+        monkeypatch.syspath_prepend(first)
+        assert nvml.snapshot(PATIENCE).error is None
+
+
+def test_a_working_folder_that_was_removed(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start("p4")
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
     assert nvml.snapshot(PATIENCE).error is None
+
+
+def test_the_library_is_found_where_the_loader_does_not_look(start: Start) -> None:
+    machine = start("p4")
+    code = (
+        "from legacy_cuda.nvml import worker as w; import pynvml, sys; w.PLACES = (sys.argv[1],)\n"
+        "w._load(); pynvml.nvmlInit(); print(pynvml.nvmlDeviceGetCount())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(machine.library.parent)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_xids_are_counted(start: Start) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import sys
 import threading
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from legacy_cuda.cli import output
 from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.monitor import INTERVAL, PORT
 
 if TYPE_CHECKING:
     from legacy_cuda.monitor.metrics import State
 
-_INTERVAL = 5.0  # seconds
 _SHORTEST, _LONGEST = 0.5, 86400.0
+_LAST_PORT = 65535
 _LOOK = 1.0  # seconds between looks at the sampler
-_LISTEN = "127.0.0.1:9835"
+_LISTEN = f"127.0.0.1:{PORT}"
 _NEXT_STEPS = {
     "LIBRARY_NOT_FOUND": "install the driver; legacy-cuda resolve names the branch for a card",
     "DRIVER_NOT_LOADED": "load the kernel module: modprobe nvidia",
@@ -70,7 +72,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--interval",
         type=float,
-        default=_INTERVAL,
+        default=INTERVAL,
         metavar="SECONDS",
         help="between samples (default: %(default)g)",
     )
@@ -121,12 +123,12 @@ def _print_data(arguments: argparse.Namespace) -> int:
 
 
 def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
+    host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) <= _LAST_PORT):
         raise UserError(
             f"{text} is not an address to listen at",
-            next_step="name a host and a port: 127.0.0.1:9835, or [::1]:9835",
+            next_step=f"name a host and a port: 127.0.0.1:{PORT}, or [::1]:{PORT}",
         )
     return host, int(port)
 
@@ -217,13 +219,13 @@ def _once(as_json: bool) -> int:
     if not state.devices:
         raise SurroundingsError(
             "the NVIDIA driver lists no GPU",
-            f"driver {snapshot.driver_version}",
+            overview.versions(snapshot),
             "lspci shows whether the card is there; look for lines with NVRM in the kernel log",
         )
     if as_json:
         output.document("monitor", _document(state))
     else:
-        print(f"driver {snapshot.driver_version}, CUDA {snapshot.cuda_version}")
+        print(overview.versions(snapshot))
         rows = [overview.HEADING, *map(overview.row, state.devices)]
         print(output.table(rows, lambda cell: ()))
         for device in state.devices:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from legacy_cuda.monitor.metrics import State, card, failure_of
-from legacy_cuda.nvml import Device
+from legacy_cuda.nvml import Device, Snapshot
 
 HEADING = (
     "GPU",
@@ -51,6 +51,11 @@ def row(device: Device) -> tuple[str, ...]:
     )
 
 
+def versions(snapshot: Snapshot) -> str:
+    """The driver's version and that of the CUDA it implements."""
+    return f"driver {snapshot.driver_version or '?'}, CUDA {snapshot.cuda_version or '?'}"
+
+
 def page(state: State) -> bytes:
     """The table as HTML, which a browser asks for again and again."""
     snapshot = state.snapshot
@@ -62,8 +67,7 @@ def page(state: State) -> bytes:
     if snapshot.error:
         head = f'<p class="bad">The NVIDIA driver does not answer: {escape(str(snapshot.error))}'
     else:
-        versions = f"driver {snapshot.driver_version}, CUDA {snapshot.cuda_version}"
-        head = f"<p>{escape(versions)}"
+        head = f"<p>{escape(versions(snapshot))}"
     return "\n".join(
         [
             '<!doctype html><html lang="en"><meta charset="utf-8">',

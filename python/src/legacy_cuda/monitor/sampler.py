@@ -9,11 +9,10 @@ from dataclasses import replace
 
 from prometheus_client import ProcessCollector
 
-from legacy_cuda.monitor import metrics, overview
+from legacy_cuda.monitor import INTERVAL, metrics, overview
 from legacy_cuda.nvml import IDENTITY, Device, Missing, Session, Snapshot
 
-#: Seconds between samples, and the most that one waits for the driver.
-INTERVAL = 5.0
+#: Seconds that a sample waits for the driver at most.
 LIMIT = 5.0
 #: Seconds after which NVML is started anew while something is wrong: a library that was replaced or
 #: a GPU that was reset is not seen by one that stays. Not where a call hangs, which that would not

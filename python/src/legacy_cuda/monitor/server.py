@@ -12,8 +12,6 @@ from typing import Any
 
 from legacy_cuda.errors import SurroundingsError
 
-#: The port of utkuozdemir/nvidia_gpu_exporter, whose place this takes.
-PORT = 9835
 #: Prometheus's text format. Not prometheus_client's CONTENT_TYPE_LATEST, whose version older
 #: Prometheus servers do not know; the page has no name that the older version cannot write.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -12,7 +12,6 @@ says why.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import select
@@ -22,6 +21,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -282,10 +282,7 @@ class Session:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -I and -S: neither the environment nor the working folder decides what is imported.
-        binding = importlib.util.find_spec("pynvml")
-        places = [Path(__file__).parents[2]]
-        if binding and binding.origin:
-            places.append(Path(binding.origin).parent)
+        places = [str(Path(__file__).parents[2]), *_place_of_the_binding()]
         code = (
             "import sys; sys.path += sys.argv[2:]; "
             "from legacy_cuda.nvml import worker; worker.main(sys.argv[1] == 'events')"
@@ -293,7 +290,7 @@ class Session:
         return subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", "-c", code, "events" if self._events else "once"),
-                *map(str, places),
+                *places,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -319,6 +316,17 @@ class Session:
                 return b""
             collected += part
         return bytes(collected)
+
+
+def _place_of_the_binding() -> list[str]:
+    """The folder with nvidia-ml-py's module, which is not the working folder."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed
+        here = None
+    trusted = [place for place in sys.path if place and Path(place).resolve() != here]
+    binding = PathFinder.find_spec("pynvml", trusted)
+    return [str(Path(binding.origin).parent)] if binding and binding.origin else []
 
 
 def _together(earlier: tuple[Xid, ...], later: tuple[Xid, ...]) -> tuple[Xid, ...]:

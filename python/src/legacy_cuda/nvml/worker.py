@@ -501,10 +501,6 @@ class _Machine(_Asker):
         try:
             _load()
             self.ask(call, pynvml.nvmlInit)
-            call = "nvmlSystemGetDriverVersion"
-            driver = self.ask(call, pynvml.nvmlSystemGetDriverVersion)
-            call = "nvmlSystemGetCudaDriverVersion"
-            cuda = self.ask(call, pynvml.nvmlSystemGetCudaDriverVersion_v2)
             call = "nvmlDeviceGetCount"
             count = self.ask(call, pynvml.nvmlDeviceGetCount)
         except Exception as error:
@@ -512,9 +508,16 @@ class _Machine(_Asker):
                 self.error = _why(error, call)
                 self.lock.notify_all()
             return
+        driver = cuda = None
+        with suppress(Exception):
+            driver = self.ask("nvmlSystemGetDriverVersion", pynvml.nvmlSystemGetDriverVersion)
+        with suppress(Exception):  # it is libcuda's, which a container may lack
+            number = self.ask(
+                "nvmlSystemGetCudaDriverVersion", pynvml.nvmlSystemGetCudaDriverVersion_v2
+            )
+            cuda = f"{number // 1000}.{number % 1000 // 10}"
         with self.lock:
-            self.driver_version = driver
-            self.cuda_version = f"{cuda // 1000}.{cuda % 1000 // 10}"
+            self.driver_version, self.cuda_version = driver, cuda
             self.devices = [_Device(self.lock, index) for index in range(count)]
             for device in self.devices:
                 device.start()
@@ -562,6 +565,8 @@ class _Events(_Asker):
             try:
                 event = self.ask(call, pynvml.nvmlEventSetWait_v2, events, _EVENT_WAIT)
             except pynvml.NVMLError_Timeout:
+                with self.lock:
+                    self.error = None
                 continue
             except Exception as error:  # a GPU that is lost ends the wait at once
                 with self.lock:
