@@ -6,12 +6,12 @@ import math
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from legacy_cuda import nvml
-from legacy_cuda.monitor import metrics, overview
+from legacy_cuda.monitor import csvlog, metrics, overview
 from legacy_cuda.monitor.metrics import State
 from legacy_cuda.monitor.sampler import after
 from legacy_cuda.nvml import Device, Missing, Process, Snapshot, Xid
@@ -224,6 +224,7 @@ _devices = st.lists(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(_devices, min_size=1, max_size=4))
 def test_any_row_of_samples_makes_a_page_that_prometheus_reads(rounds: list[list[Device]]) -> None:
     """No series appears twice, whatever comes, goes and moves; no number is lost."""
@@ -239,3 +240,6 @@ def test_any_row_of_samples_makes_a_page_that_prometheus_reads(rounds: list[list
         temperatures = [n for (name, _), n in shown.items() if name == "nvidia_gpu_temperature_gpu"]
         assert sorted(temperatures) == sorted(float(number) for number in known)
         assert all(not math.isnan(number) for number in temperatures)
+        rows = [dict(zip(csvlog.COLUMNS, row, strict=True)) for row in csvlog.rows(now)]
+        assert [row["index"] for row in rows] == [str(device.index) for device in now.devices]
+        assert [row["state"] for row in rows].count("ok") == len(devices)
