@@ -1,8 +1,9 @@
-"""Write the README's tables anew from the catalog: which stack each GPU gets, which wheel runs.
+"""Write the tables of README.md and docs/monitor.md anew: which stack each GPU gets, which wheel
+runs, which metrics and alerts there are.
 
     python tools/update_readme.py [--check]
 
-What stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->`` in README.md is
+What stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->`` in these files is
 replaced; everything else is left as it is. Nothing is downloaded: the audit's table comes from the
 catalog's evidence alone.
 
@@ -21,10 +22,14 @@ from packaging.version import Version
 
 from legacy_cuda import audit, catalog, evidence
 from legacy_cuda.catalog import Gpu
+from legacy_cuda.catalog.alerts import alerts
 from legacy_cuda.catalog.locks import load_lock
+from legacy_cuda.monitor import metrics
+from legacy_cuda.nvml import Snapshot
 from legacy_cuda.resolve import Refusal, drivers_for, resolve
 
 README = Path(__file__).parents[1] / "README.md"
+MONITOR = README.parent / "docs" / "monitor.md"
 
 # The rows and columns of the audit's table. "newest" is the newest version with evidence.
 WHEELS = (
@@ -53,7 +58,7 @@ CELLS: dict[audit.Outcome, str] = {
 
 
 class OutOfStepError(Exception):
-    """The README has not the markers, or the catalog not the evidence, that this program needs."""
+    """A file has not the markers, or the catalog not the evidence, that this program needs."""
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -142,16 +147,38 @@ def wheels() -> str:
     return "\n".join([table(rows), "", *lines]).rstrip()
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"stacks": stacks, "audit": wheels}
+def metric_names() -> str:
+    """What the monitor shows, in the order of its page."""
+    rows = [["metric", "type", "what it is"]]
+    for metric in metrics.families(metrics.State(Snapshot(0.0, 0.0), (), {})):
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        rows.append([f"`{name}`", metric.type, metric.documentation])
+    return table(rows)
 
 
-def rewrite(text: str) -> str:
-    """The README's text with every generated section made anew.
+def alert_names() -> str:
+    """The alerts, in the catalog's order."""
+    rows = [["alert", "severity", "fires when", "for"]]
+    for alert in alerts():
+        expr = alert.expr.replace("|", "\\|")
+        rows.append([alert.name, alert.severity, f"`{expr}`", alert.lasting])
+    return table(rows)
+
+
+SECTIONS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"stacks": stacks, "audit": wheels},
+    MONITOR: {"metrics": metric_names, "alerts": alert_names},
+}
+
+
+def rewrite(path: Path) -> tuple[str, str]:
+    """A file's text as it is, and with every generated section made anew.
 
     Raises:
         OutOfStepError: a section's markers are not there exactly once.
     """
-    for name, make in SECTIONS.items():
+    before = text = path.read_text(encoding="utf-8")
+    for name, make in SECTIONS[path].items():
         pattern = re.compile(
             rf"(<!-- generated: {name} -->\n)(?:(?!<!-- generated:).)*?(<!-- /generated -->)",
             re.DOTALL,
@@ -159,35 +186,36 @@ def rewrite(text: str) -> str:
         found = list(pattern.finditer(text))
         if len(found) != 1:
             raise OutOfStepError(
-                f"{README.name} has {len(found)} sections between "
+                f"{path.name} has {len(found)} sections between "
                 f"'<!-- generated: {name} -->' and '<!-- /generated -->', not one"
             )
         text = f"{text[: found[0].end(1)]}{make()}\n{text[found[0].start(2) :]}"
-    return text
+    return before, text
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Write the README's tables anew.")
+    parser = argparse.ArgumentParser(description="Write the documents' tables anew.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a change")
     options = parser.parse_args(arguments)
     try:
-        before = README.read_text(encoding="utf-8")
-        after = rewrite(before)
+        texts = {path: rewrite(path) for path in SECTIONS}
     except (OutOfStepError, FileNotFoundError) as error:
         print(f"update_readme: {error}", file=sys.stderr)
         return 2
-    if before == after:
-        print(f"{README.name}: unchanged")
-        return 0
-    if options.check:
-        print(f"{README.name}: would change; run tools/update_readme.py")
-        return 1
-    sibling = README.with_suffix(".md.new")
-    sibling.write_text(after, encoding="utf-8")
-    sibling.replace(README)
-    print(f"{README.name}: written")
-    return 0
+    code = 0
+    for path, (before, after) in texts.items():
+        if before == after:
+            print(f"{path.name}: unchanged")
+        elif options.check:
+            print(f"{path.name}: would change; run tools/update_readme.py")
+            code = 1
+        else:
+            sibling = path.with_suffix(".md.new")
+            sibling.write_text(after, encoding="utf-8")
+            sibling.replace(path)
+            print(f"{path.name}: written")
+    return code
 
 
 if __name__ == "__main__":

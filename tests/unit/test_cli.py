@@ -21,6 +21,7 @@ from legacy_cuda.errors import SurroundingsError, UserError
 
 COMMANDS = ("audit", "build", "gpus", "index", "replay", "resolve", "toolchain", "up")
 HEAVY = ("torch", "rich", "requests", "packaging", "uv", "isal", "zstandard", "concurrent.futures")
+HEAVY += ("pynvml", "prometheus_client")
 
 
 @pytest.fixture(scope="module")

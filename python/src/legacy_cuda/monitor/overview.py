@@ -1,0 +1,80 @@
+"""The GPUs as a table: for the terminal, and as a page for a browser."""
+
+from __future__ import annotations
+
+from html import escape
+
+from legacy_cuda.monitor.metrics import State, card, failure_of
+from legacy_cuda.nvml import Device, Snapshot
+
+HEADING = (
+    "GPU",
+    "card",
+    "name",
+    "memory",
+    "use",
+    "temperature",
+    "power",
+    "SM clock",
+    "lowered for",
+)
+_REFRESH = 5  # seconds
+_STYLE = """
+body { font: 16px/1.5 sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+  color: CanvasText; background: Canvas; color-scheme: light dark }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8888 }
+.bad { color: #c22; font-weight: bold }
+"""
+
+
+def row(device: Device) -> tuple[str, ...]:
+    """A GPU's cells, under HEADING; "?" for what it does not tell."""
+
+    def shown(value: object, form: str = "{}") -> str:
+        return "?" if value is None else form.format(value)
+
+    def mib(size: int | None) -> str:
+        return "?" if size is None else str(size >> 20)
+
+    limit = shown(device.power_limit_w, "{:.0f}")
+    return (
+        str(device.index),
+        card(device),
+        device.name or "?",
+        f"{mib(device.memory_used_bytes)} / {mib(device.memory_total_bytes)} MiB",
+        shown(device.utilization_percent, "{} %"),
+        shown(device.temperature_c, "{} C"),
+        f"{shown(device.power_w, '{:.0f}')} / {limit} W",
+        shown(device.clock_sm_mhz, "{} MHz"),
+        " ".join(device.throttle_reasons or ()),
+    )
+
+
+def versions(snapshot: Snapshot) -> str:
+    """The driver's version and that of the CUDA it implements."""
+    return f"driver {snapshot.driver_version or '?'}, CUDA {snapshot.cuda_version or '?'}"
+
+
+def page(state: State) -> bytes:
+    """The table as HTML, which a browser asks for again and again."""
+    snapshot = state.snapshot
+    lines = ["".join(f"<th>{escape(name)}" for name in HEADING)]
+    for device in state.devices:
+        lines.append("".join(f"<td>{escape(cell)}" for cell in row(device)))
+        if why := failure_of(device, snapshot):
+            lines.append(f'<td><td class="bad" colspan="{len(HEADING) - 1}">{escape(str(why))}')
+    if snapshot.error:
+        head = f'<p class="bad">The NVIDIA driver does not answer: {escape(str(snapshot.error))}'
+    else:
+        head = f"<p>{escape(versions(snapshot))}"
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><meta charset="utf-8">',
+            f'<meta http-equiv="refresh" content="{_REFRESH}">',
+            f"<title>GPUs</title><style>{_STYLE}</style><h1>GPUs</h1>",
+            head,
+            f"<table>{''.join(f'<tr>{line}' for line in lines)}</table>",
+            '<p>For Prometheus: <a href="/metrics">/metrics</a></html>\n',
+        ]
+    ).encode()
