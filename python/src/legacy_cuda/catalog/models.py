@@ -49,10 +49,11 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """A mix of formats that a model is published in, by the name of its file."""
+    """A mix of formats that a model is published in; one ``named_only`` is never proposed."""
 
     name: str
     format: Format
+    named_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def format_numbers() -> dict[int, Format]:
 def mixes() -> dict[str, Mix]:
     """Every mix by name, best first."""
     return {
-        row["name"]: Mix(row["name"], formats()[row["format"]]) for row in _read("formats")["mix"]
+        row["name"]: Mix(row["name"], formats()[row["format"]], row.get("named_only", False))
+        for row in _read("formats")["mix"]
     }
 
 

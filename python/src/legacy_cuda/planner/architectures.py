@@ -27,7 +27,11 @@ _KEYS_FIRST = frozenset({"gemma2", "gemma3", "gpt-oss"})
 
 @dataclass(frozen=True)
 class Batch:
-    """What is reserved for: tokens of a batch, sequences, rows of logits, cells of the cache."""
+    """What is reserved for: tokens of a batch, sequences, rows of logits, cells of the cache.
+
+    ``turned``: values lie transposed in the cache, as they do where it was known before the cache
+    was made that there is no flash attention.
+    """
 
     tokens: int
     sequences: int
@@ -35,6 +39,7 @@ class Batch:
     cells: int
     cells_window: int
     flash: bool
+    turned: bool
     keys: Format
     values: Format
     unified: bool
@@ -74,7 +79,7 @@ class _Builder:
         key = (window, what)
         if key not in self.cells:
             count = self.batch.tokens
-            if what == "values" and not self.batch.flash:
+            if what == "values" and self.batch.turned:
                 count *= max(self.shape.values(item) for item in range(self.shape.layers))
             self.cells[key] = self.graph.input((count,), self.graph.i64)
         return self.cells[key]
@@ -174,11 +179,11 @@ class _Builder:
         key_cache = graph.stored(batch.keys, (size_k * count, cells, self.streams), place)
         value_cache = graph.stored(batch.values, (size_v * count, cells, self.streams), place)
         self._keep(key_cache, key, self.places_of(window, "keys", layer), size_k * count, cells)
-        if batch.flash:
-            where = self.places_of(window, "values", layer)
-            self._keep(value_cache, value, where, size_v * count, cells)
+        where = self.places_of(window, "values", layer)
+        if batch.turned:
+            self._keep_turned(value_cache, value, where)
         else:
-            self._keep_turned(value_cache, value, self.places_of(window, "values", layer))
+            self._keep(value_cache, value, where, size_v * count, cells)
         tokens, heads = batch.tokens // self.streams, query.dimensions[1]
         query = graph.look(
             "view",
@@ -221,6 +226,18 @@ class _Builder:
         x, y, z, _ = cache.dimensions
         graph.expand(self.store(graph.reshape(cache, 1, x * y * z), single, where))
 
+    def _values(self, cache: Node, size: int, count: int, layer: int) -> Node:
+        """The cache's values as attention reads them, where they are not transposed."""
+        batch = self.batch
+        cells = batch.cells_window if self.shape.windowed[layer] else batch.cells
+        row = batch.values.bytes * size // batch.values.values
+        return self.graph.permute(
+            self.graph.look(
+                "view", cache, (size, count, cells, self.streams),
+                (batch.values.bytes, row, row * count, row * count * cells),
+            )
+        )  # fmt: skip
+
     def _sinks(self, layer: int) -> list[Node]:
         if not self.model.has(layer, "attn_sinks.weight"):
             return []
@@ -229,15 +246,8 @@ class _Builder:
     def _flash(
         self, query: Node, keys: Node, cache: Node, size: int, count: int, layer: int
     ) -> Node:
-        graph, batch = self.graph, self.batch
-        window = self.shape.windowed[layer]
-        cells = batch.cells_window if window else batch.cells
-        row = batch.values.bytes * size // batch.values.values
-        values = graph.look(
-            "view", cache, (size, count, cells, self.streams),
-            (batch.values.bytes, row, row * count, row * count * cells),
-        )  # fmt: skip
-        values = graph.permute(values)
+        graph, window = self.graph, self.shape.windowed[layer]
+        values = self._values(cache, size, count, layer)
         _, tokens, heads, streams = query.dimensions
         result = graph.make(
             "flash_attn",
@@ -253,12 +263,16 @@ class _Builder:
         graph, batch = self.graph, self.batch
         window = self.shape.windowed[layer]
         cells = batch.cells_window if window else batch.cells
-        row = batch.values.bytes * cells // batch.values.values
-        values = graph.look(
-            "view", cache, (cells, count, size, self.streams),
-            (batch.values.bytes, row * size, row, row * size * count),
-        )  # fmt: skip
-        values = graph.permute(values)
+        if batch.turned:
+            row = batch.values.bytes * cells // batch.values.values
+            values = graph.look(
+                "view", cache, (cells, count, size, self.streams),
+                (batch.values.bytes, row * size, row, row * size * count),
+            )  # fmt: skip
+            values = graph.permute(values)
+        else:
+            values = graph.transpose(self._values(cache, size, count, layer))
+            values = graph.make("cont", values.dimensions, [values], values.format)
         scores = graph.product(keys, query)
         if self.kind in _CAPPED:
             scores = graph.like("scale", graph.like("unary", graph.like("scale", scores)))

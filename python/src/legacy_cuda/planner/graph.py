@@ -267,31 +267,20 @@ class _Allocator:
         state.offset = self.pools[pool].take(self.size(node, pool))
 
     def _over_operand(self, node: Node, state: _State) -> bool:
+        """Give a result the memory of an operand that nothing else needs; never that of a view."""
         for source in node.sources:
-            base = source.base
-            owner = base or source
-            if owner.external or owner.keep or not self.state(owner).taken:
+            mine = self.state(source)
+            if source.keep or not mine.taken or mine.users != 1 or mine.views:
                 continue
-            if source.keep or (source.format, source.dimensions, source.strides) != (
+            if (source.format, source.dimensions, source.strides) != (
                 node.format,
                 node.dimensions,
                 node.strides,
             ):
                 continue
-            mine = self.state(source)
-            if mine.users != 1 or mine.views:
-                continue
-            if base is not None:
-                theirs = self.state(base)
-                if theirs.views != 1 or theirs.users or source.offset:
-                    continue
-                state.pool, state.offset, theirs.taken = theirs.pool, theirs.offset, False
-                size_before = self.size(base, theirs.pool)
-            else:
-                state.pool, state.offset, mine.taken = mine.pool, mine.offset, False
-                size_before = self.size(source, mine.pool)
+            state.pool, state.offset, mine.taken = mine.pool, mine.offset, False
             pool = self.pools[state.pool]
-            before, after = pool.padded(size_before), pool.padded(self.size(node, state.pool))
+            before, after = (pool.padded(self.size(item, state.pool)) for item in (source, node))
             if before > after:
                 pool.give(state.offset + after, before - after)
             return True
