@@ -52,6 +52,7 @@ class Mix:
     """A mix of formats that a model is published in; one ``named_only`` is never proposed."""
 
     name: str
+    file_type: int
     format: Format
     named_only: bool = False
 
@@ -107,7 +108,7 @@ def format_numbers() -> dict[int, Format]:
 def mixes() -> dict[str, Mix]:
     """Every mix by name, best first."""
     return {
-        row["name"]: Mix(row["name"], formats()[row["format"]], row.get("named_only", False))
+        row["name"]: Mix(**{**row, "format": formats()[row["format"]]})
         for row in _read("formats")["mix"]
     }
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from legacy_cuda.catalog.models import Format, formats
-from legacy_cuda.planner.graph import Graph, Node, strides_of
+from legacy_cuda.planner.graph import Graph, Node
 from legacy_cuda.planner.model import Model
 
 EXACT = frozenset({"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt-oss", "phi3"})
@@ -123,10 +123,9 @@ class _Builder:
     def rope(self, source: Node) -> Node:
         sources = [source, self.positions]
         if self.factors is not None:
-            sources.append(
-                self.graph.stored(self.factors.format, self.factors.dimensions, self.places[0])
-            )
-            sources[-1].place = None
+            factors = self.graph.stored(self.factors.format, self.factors.dimensions, 0)
+            factors.place = None  # every GPU has a copy of it
+            sources.append(factors)
         return self.graph.like("rope", *sources)
 
     def rotated(self, source: Node, by: Node | None) -> Node:
@@ -445,5 +444,3 @@ def graph_of(
     """
     return _Builder(model, batch, places, bind_norms).build(host)
 
-
-__all__ = ["EXACT", "Batch", "graph_of", "strides_of"]

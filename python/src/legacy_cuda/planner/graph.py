@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from legacy_cuda.catalog.models import Format, formats
 
 # operations whose result may take the place of an operand (ggml_op_can_inplace)
-IN_PLACE = frozenset({"add", "add_id", "clamp", "div", "mul", "rms_norm", "rope", "scale", "soft_max", "sqrt", "unary"})  # fmt: skip
+IN_PLACE = frozenset(
+    ("add", "add_id", "clamp", "div", "mul", "rms_norm", "rope", "scale", "soft_max", "unary")
+)
 # operations that only look at a tensor
 VIEWS = frozenset({"permute", "reshape", "transpose", "view"})
 

@@ -1,14 +1,16 @@
-"""From what a GGUF file says to a model: its shape, with llama.cpp's defaults where it is silent."""
+"""From what a GGUF file says to a model; with llama.cpp's defaults where it is silent."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+from legacy_cuda.catalog.models import mixes
 from legacy_cuda.planner.gguf import Header, Value
-from legacy_cuda.planner.model import Model, ModelError, Shape, Tensor
+from legacy_cuda.planner.model import Model, ModelError, Shape
 
 LAYERS_MOST = 1024
 SIZE_MOST = 1 << 24
+EXPERTS_MOST = 1 << 10
 
 # A sliding window in a header is not one that llama.cpp uses, but for these: after how many layers
 # one without a window comes (its load_swa_pattern in the graphs of these architectures).
@@ -69,10 +71,14 @@ def _windowed(keys: _Keys, layers: int, window: int) -> tuple[bool, ...]:
     return tuple(layer % every < every - 1 for layer in range(layers))
 
 
-def _quantisation(tensors: tuple[Tensor, ...]) -> str:
-    """The format that most values are of."""
+def _quantisation(header: Header) -> str:
+    """The mix that the file says it is of, else the format that most values are of."""
+    stated = header.values.get("general.file_type")
+    for mix in mixes().values():
+        if isinstance(stated, int) and stated == mix.file_type:
+            return mix.name
     sizes: Counter[str] = Counter()
-    for tensor in tensors:
+    for tensor in header.tensors:
         sizes[tensor.format.name] += tensor.values
     return sizes.most_common(1)[0][0] if sizes else ""
 
@@ -112,9 +118,7 @@ def model_of(header: Header, name: str) -> Model:
     names = {tensor.name for tensor in header.tensors}
     recurrent = tuple(_recurrent(names, layer) for layer in range(layers))
     nextn = keys.number("nextn_predict_layers", 0, layers - 1)
-    tokens = header.tensors and next(
-        (item for item in header.tensors if item.name == "token_embd.weight"), None
-    )
+    tokens = next((item for item in header.tensors if item.name == "token_embd.weight"), None)
     inner, state = keys.number("ssm.inner_size", 0), keys.number("ssm.state_size", 0)
     kernel, groups = keys.number("ssm.conv_kernel", 0), keys.number("ssm.group_count", 0)
     notes = []
@@ -127,7 +131,7 @@ def model_of(header: Header, name: str) -> Model:
         )
     return Model(
         name=name,
-        quantisation=_quantisation(header.tensors),
+        quantisation=_quantisation(header),
         shape=Shape(
             architecture=keys.architecture,
             layers=layers,
@@ -137,7 +141,7 @@ def model_of(header: Header, name: str) -> Model:
             key_size=key_size,
             value_size=value_size,
             feed_forward=keys.each("feed_forward_length", layers, 0),
-            vocabulary=tokens.dimensions[-1] if tokens else 0,
+            vocabulary=tokens.dimensions[-1] if tokens and tokens.dimensions else 0,
             context=keys.number("context_length", 0, 1 << 40),
             windowed=_windowed(keys, layers, window),
             attention=tuple(
@@ -148,8 +152,8 @@ def model_of(header: Header, name: str) -> Model:
             sliding_window=window,
             key_size_window=keys.number("attention.key_length_swa", key_size),
             value_size_window=keys.number("attention.value_length_swa", value_size),
-            experts=keys.number("expert_count", 0),
-            experts_used=keys.number("expert_used_count", 0),
+            experts=keys.number("expert_count", 0, EXPERTS_MOST),
+            experts_used=keys.number("expert_used_count", 0, EXPERTS_MOST),
             latent=keys.value("attention.key_length_mla") is not None,
             nextn=nextn,
             state_rows=(max(0, kernel - 1) * (inner + 2 * groups * state), state * inner),

@@ -86,9 +86,7 @@ def _wanted(mix: Mix, role: str, layer: int, dimensions: tuple[int, ...], shape:
     return found or usual
 
 
-def format_of(
-    mix: Mix, name: str, dimensions: tuple[int, ...], shape: Shape, tied: bool
-) -> Format:
+def format_of(mix: Mix, name: str, dimensions: tuple[int, ...], shape: Shape, tied: bool) -> Format:
     """The format of a tensor of that name in a model that is quantised so.
 
     Args:

@@ -277,37 +277,58 @@ def _batch(model: Model, settings: Settings, flash: bool, turned: bool) -> Batch
     )
 
 
+def _is_usual(names: set[str]) -> bool:
+    """Whether a layer has the parts that the graph of ``llama`` asks for."""
+    alternatives = (
+        ("attn_norm",),
+        ("attn_q",),
+        ("attn_k",),
+        ("attn_v",),
+        ("attn_output",),
+        ("ffn_norm", "post_attention_norm"),
+        ("ffn_up", "ffn_up_exps"),
+        ("ffn_down", "ffn_down_exps"),
+    )
+    return all(any(f"{name}.weight" in names for name in some) for some in alternatives)
+
+
 def _regular(model: Model) -> Model:
-    """A model of any architecture as one that the graph of ``llama`` serves: layers without
-    attention, or with attention of another kind, are taken for the widest of the others."""
+    """A model of any architecture as one that the graph of ``llama`` serves: layers of another
+    kind are taken for the one before them that is usual.
+
+    Raises:
+        LookupError: no layer is.
+    """
     shape = model.shape
     if shape.architecture in EXACT:
         return model
-    names = model.by_name
-    needed = ("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight")
-    whole = [
-        layer
-        for layer in range(shape.layers)
-        if all(f"blk.{layer}.{name}" in names for name in needed)
-        and f"blk.{layer}.attn_output.weight" in names
-        and any(f"blk.{layer}.{name}.weight" in names for name in ("ffn_norm", "post_attention_norm"))
-        and any(f"blk.{layer}.{name}.weight" in names for name in ("ffn_up", "ffn_up_exps"))
-        and any(f"blk.{layer}.{name}.weight" in names for name in ("ffn_down", "ffn_down_exps"))
-    ]  # fmt: skip
-    if not whole or "token_embd.weight" not in names or "output_norm.weight" not in names:
-        raise NotImplementedError
-    like = {layer: max((item for item in whole if item <= layer), default=whole[0])
-            for layer in range(shape.layers)}  # fmt: skip
-    tensors = [tensor for tensor in model.tensors if tensor.block is None]
-    for layer, source in like.items():
-        for tensor in model.tensors:
-            if tensor.block == source:
-                name = f"blk.{layer}." + tensor.name.split(".", 2)[2]
-                tensors.append(replace(tensor, name=name))
-    heads = tuple(shape.heads[like[layer]] or 1 for layer in range(shape.layers))
-    pairs = tuple(shape.heads_kv[like[layer]] or 1 for layer in range(shape.layers))
+    layers: list[dict[str, Tensor]] = [{} for _ in range(shape.layers)]
+    others = []
+    for tensor in model.tensors:
+        if tensor.block is None:
+            others.append(tensor)
+        elif tensor.block < shape.layers:
+            layers[tensor.block][tensor.name.split(".", 2)[2]] = tensor
+    usual = [layer for layer, parts in enumerate(layers) if _is_usual(set(parts))]
+    if not usual:
+        raise LookupError("no usual layer")
+    like, at = [], usual[0]
+    for layer in range(shape.layers):
+        at = layer if layer in usual else at
+        like.append(at)
+    tensors = [
+        replace(tensor, name=f"blk.{layer}.{name}")
+        for layer, source in enumerate(like)
+        for name, tensor in layers[source].items()
+    ]
     return replace(
-        model, tensors=tuple(tensors), shape=replace(shape, heads=heads, heads_kv=pairs)
+        model,
+        tensors=(*others, *tensors),
+        shape=replace(
+            shape,
+            heads=tuple(shape.heads[source] for source in like),
+            heads_kv=tuple(shape.heads_kv[source] for source in like),
+        ),
     )
 
 
@@ -323,8 +344,6 @@ def compute(
     An architecture that was not written down is estimated: as ``llama`` where its layers allow it,
     else from the widest results of a batch.
     """
-    used = [gpu for gpu in range(gpus)]
-    split = len({place for place in places if place < gpus})
     batch = _batch(model, settings, *attention)
     full = settings.layers is None or settings.layers > model.shape.layers
     copies = COPIES if gpus > 1 and full else 1
@@ -333,23 +352,31 @@ def compute(
     )
     try:
         graph = graph_of(_regular(model), batch, places, gpus, bind_norms=bool(gpus) and full)
-    except (KeyError, NotImplementedError):
-        return _guess(model, batch, used, split), False
+    except (ArithmeticError, LookupError, ValueError):
+        return _guess(model, batch, gpus, copies), False
     return buffers(graph, backends), model.shape.architecture in EXACT
 
 
-def _guess(model: Model, batch: Batch, used: list[int], split: int) -> list[int]:
+def _guess(model: Model, batch: Batch, gpus: int, copies: int) -> list[int]:
     """From the widest rows of a batch: three of them at a time, the mask and the logits."""
-    widest = max((tensor.dimensions[-1] for tensor in model.tensors
-                  if tensor.block is not None and len(tensor.dimensions) == 2), default=0)  # fmt: skip
-    rows = 4 * batch.tokens * (3 * widest + 2 * model.shape.embedding)
+    widths = [
+        tensor.dimensions[-1]
+        for tensor in model.tensors
+        if tensor.block is not None and len(tensor.dimensions) == 2
+    ]
+    rows = 4 * batch.tokens * (3 * max(widths, default=0) + 2 * model.shape.embedding)
     mask = (2 if batch.flash else 4) * batch.cells * batch.tokens
     logits = 4 * model.shape.vocabulary * batch.outputs
-    return [rows + mask * (COPIES if split > 1 else 1) + logits for _ in used] + [mask + rows // 3]
+    return [rows + mask * copies + logits] * gpus + [mask + rows // 3]
 
 
 def pool(
-    model: Model, settings: Settings, places: tuple[int, ...], gpu: int, capability: Capability
+    model: Model,
+    settings: Settings,
+    places: tuple[int, ...],
+    gpu: int,
+    capability: Capability,
+    host: int,
 ) -> int:
     """An estimate of the memory for fleeting data of matrix products on one GPU.
 
@@ -363,7 +390,7 @@ def pool(
     for tensor in model.tensors:
         if len(tensor.dimensions) < 2 or not tensor.name.endswith(".weight"):
             continue
-        if gpu not in _homes(model, tensor, places, len(places)) or tensor.role == "token_embd":
+        if gpu not in _homes(model, tensor, places, host) or tensor.role == "token_embd":
             continue
         if tensor.role == "output" and not settings.all_logits:
             continue
@@ -412,7 +439,7 @@ def place(
             cache=of_cache[number],
             state=of_state[number],
             compute=of_compute[number],
-            pool=pool(model, settings, places, number, capabilities[number])
+            pool=pool(model, settings, places, number, capabilities[number], gpus)
             if number < gpus and number in places
             else 0,
         )
