@@ -443,4 +443,3 @@ def graph_of(
             its weights are.
     """
     return _Builder(model, batch, places, bind_norms).build(host)
-
