@@ -60,6 +60,7 @@ class _Builder:
         self.masks: dict[bool, Node] = {}
         self.cells: dict[tuple[bool, str], Node] = {}
         self.rotations: dict[tuple[bool, str], Node | None] = {}
+        self.stretched: dict[int, Node] = {}
         self.factors = model.by_name.get("rope_freqs.weight") or model.by_name.get(
             "rope_factors_long.weight"
         )
@@ -120,12 +121,16 @@ class _Builder:
             result = self.graph.like("add", result, self.weight(f"{name}.bias", layer))
         return result
 
-    def rope(self, source: Node) -> Node:
+    def rope(self, source: Node, layer: int) -> Node:
+        """Positions, stretched by a small tensor that every backend with layers has a copy of."""
         sources = [source, self.positions]
         if self.factors is not None:
-            factors = self.graph.stored(self.factors.format, self.factors.dimensions, 0)
-            factors.place = None  # every GPU has a copy of it
-            sources.append(factors)
+            place = self.places[layer]
+            if place not in self.stretched:
+                self.stretched[place] = self.graph.stored(
+                    self.factors.format, self.factors.dimensions, place
+                )
+            sources.append(self.stretched[place])
         return self.graph.like("rope", *sources)
 
     def rotated(self, source: Node, by: Node | None) -> Node:
@@ -371,10 +376,10 @@ class _Builder:
         query, key, value = self.heads(current, layer)
         if model.has(layer, "attn_q_norm.weight"):
             query = self.norm(query, "attn_q_norm.weight", layer)
-        query = self.rope(query)
+        query = self.rope(query, layer)
         if model.has(layer, "attn_k_norm.weight"):
             key = self.norm(key, "attn_k_norm.weight", layer)
-        key = self.rope(key)
+        key = self.rope(key, layer)
         if self.kind in _SCALED_QUERIES:
             query = graph.like("scale", query)
         current = self.attention(query, key, value, layer)
