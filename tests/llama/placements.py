@@ -150,10 +150,12 @@ def record(llama: Path, sources: Path, work: Path) -> list[dict[str, Any]]:
 
 
 def compare(path: Path) -> int:
-    """Print how far the planner is from what was recorded; by kind and by model."""
-    from tests.unit.placements import Recorded, foretold
+    """Print how far the planner is from what was recorded, by model, and beside it how far the
+    usual rule is for what GPUs take together: the size of the file and of the cache."""
+    from tests.unit.placements import MIB, Recorded, foretold, planned_model
 
     worst: dict[tuple[str, str], float] = {}
+    rule: dict[str, list[float]] = {}
     count = 0
     for case in json.loads(path.read_text()):
         recorded = Recorded(**case)
@@ -162,12 +164,26 @@ def compare(path: Path) -> int:
             error = abs(mine - said) / max(said, 0.01) if abs(mine - said) > 0.0051 else 0.0
             key = (recorded.model, kind)
             worst[key] = max(worst.get(key, 0.0), error)
-    print(f"{count} buffers; the largest error of each model, in per cent")
-    models = dict.fromkeys(model for model, _ in worst)
-    print(f"{'model':<24} {'weights':>8} {'KV':>8} {'compute':>8}")
-    for model in models:
+        if recorded.devices and "layers" not in recorded.settings:
+            taken = sum(
+                size
+                for kind in ("model", "KV", "compute")
+                for backend, size in recorded.mib[kind].items()
+                if backend.startswith("CUDA") and backend != "CUDA_Host"
+            )
+            kept = sum(recorded.mib["KV"].values())
+            thumb = planned_model(recorded).bytes / MIB + kept
+            rule.setdefault(recorded.model, []).append(100 * (thumb / taken - 1))
+    print(f"{count} buffers; the largest error of each model in per cent, and that of file + cache")
+    print(f"{'model':<24} {'weights':>8} {'KV':>8} {'compute':>8}   file + cache")
+    for model in dict.fromkeys(model for model, _ in worst):
         row = (100 * worst.get((model, kind), 0.0) for kind in ("model", "KV", "compute"))
-        print(f"{model:<24} " + " ".join(f"{value:8.2f}" for value in row))
+        ends = rule.get(model, [0.0])
+        print(
+            f"{model:<24} "
+            + " ".join(f"{value:8.2f}" for value in row)
+            + f"   {min(ends):+.0f} to {max(ends):+.0f}"
+        )
     return 0
 
 

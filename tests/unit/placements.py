@@ -10,6 +10,7 @@ from typing import Any
 
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.models import find_mix, find_model
+from legacy_cuda.planner.model import Model
 from legacy_cuda.planner.placement import Placement, place
 from legacy_cuda.planner.shapes import model_of
 from tests.llama.placements import settings_of
@@ -44,11 +45,16 @@ def recorded() -> list[Recorded]:
     return [Recorded(**row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
+def planned_model(case: Recorded) -> Model:
+    """The model of a case, derived from its shape."""
+    name, _, mix = case.model.partition(":")
+    return model_of(TINY.get(name) or find_model(name), find_mix(mix))
+
+
 def planned(case: Recorded) -> Placement:
     """What the planner says of a case."""
-    name, _, mix = case.model.partition(":")
-    model = model_of(TINY.get(name) or find_model(name), find_mix(mix))
-    return place(model, settings_of(case.settings), case.free, case.capabilities)
+    settings = settings_of(case.settings)
+    return place(planned_model(case), settings, case.free, case.capabilities)
 
 
 def foretold(case: Recorded) -> Iterator[tuple[str, str, float, float]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from legacy_cuda import catalog
 from legacy_cuda.catalog import CatalogError
@@ -18,6 +21,11 @@ from legacy_cuda.planner.page import html
 from legacy_cuda.planner.placement import Settings, places_of
 from legacy_cuda.planner.shapes import model_of
 from legacy_cuda.planner.speed import kind_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SMALL = [model for model in models() if model.parameters < 9e9]
 LEGACY = [gpu for gpu in catalog.gpus() if gpu.legacy]
@@ -36,6 +44,18 @@ def where(*names: str, **options: object) -> tuple[plan.Device, ...]:
 
 
 # --- the catalog ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["models", "formats", "estimates"])
+def test_a_file_keeps_to_its_schema(name: str) -> None:
+    place = catalog.DATA.parent / "schema" / f"{name}.schema.json"
+    schema = json.loads(place.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    data = tomllib.loads((catalog.DATA / f"{name}.toml").read_text(encoding="utf-8"))
+    Draft202012Validator(schema).validate(data)
+    for row in next(iter(data.values())):  # a key that nobody described is found
+        wrong = {**data, next(iter(data)): [{**row, "surprise": 1}]}
+        assert not Draft202012Validator(schema).is_valid(wrong)
 
 
 @pytest.mark.parametrize("known", models(), ids=lambda item: item.name)
