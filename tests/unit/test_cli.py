@@ -20,7 +20,7 @@ from legacy_cuda.cli import main, output
 from legacy_cuda.errors import SurroundingsError, UserError
 
 COMMANDS = (
-    "audit", "build", "gpus", "index", "plan", "replay", "resolve", "toolchain", "up",
+    "audit", "build", "gpus", "index", "plan", "replay", "resolve", "serve", "toolchain", "up",
 )  # fmt: skip
 HEAVY = ("torch", "rich", "requests", "packaging", "uv", "isal", "zstandard", "concurrent.futures")
 

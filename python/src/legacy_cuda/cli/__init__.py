@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from legacy_cuda import __version__
 
 _COMMANDS = (
-    "audit", "build", "gpus", "index", "plan", "replay", "resolve", "toolchain", "up",
+    "audit", "build", "gpus", "index", "plan", "replay", "resolve", "serve", "toolchain",
+    "up",
 )  # fmt: skip
 _DESCRIPTION = "Proven AI software stacks for old NVIDIA GPUs, Kepler to Volta."
 _EPILOG = """examples:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from legacy_cuda.catalog import Gpu
     from legacy_cuda.catalog.models import Mix
     from legacy_cuda.planner.model import Model
-    from legacy_cuda.planner.placement import Load
+    from legacy_cuda.planner.placement import Load, Settings
     from legacy_cuda.planner.plan import Device, Plan, Result
 
 _MIB = 1 << 20
@@ -57,18 +57,33 @@ def add(subparsers: Any) -> None:
         help="a GGUF file (any part of a split one), a folder with config.json and safetensors, or "
         "the name of a known shape",
     )
+    add_settings(parser)
+    parser.add_argument(
+        "--quantisation",
+        "--quantization",
+        metavar="MIX",
+        help="of a known shape or a folder: Q4_K_M, Q8_0, ... (default: the best that fits)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("llama-server", "ollama"),
+        default="llama-server",
+        help="whose way to count (default: %(default)s)",
+    )
+    parser.add_argument("--models", action="store_true", help="list the known shapes")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+    parser.set_defaults(run=run)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say on what and how a model is to run."""
     parser.add_argument(
         "--gpu",
         action="append",
         metavar="GPU",
         help="name, alias, product name or PCI id, in the order of CUDA; 2xp40 is two of them; "
         "none: this machine's",
-    )
-    parser.add_argument(
-        "--quantisation",
-        "--quantization",
-        metavar="MIX",
-        help="of a known shape or a folder: Q4_K_M, Q8_0, ... (default: the best that fits)",
     )
     parser.add_argument(
         "--context",
@@ -98,12 +113,6 @@ def add(subparsers: Any) -> None:
         "--batch", type=_positive, default=512, help="tokens computed at a time (default: 512)"
     )
     parser.add_argument("--unified", action="store_true", help="one KV cache for all conversations")
-    parser.add_argument(
-        "--engine",
-        choices=("llama-server", "ollama"),
-        default="llama-server",
-        help="whose way to count (default: %(default)s)",
-    )
     parser.add_argument("--no-ecc", action="store_true", help="ECC is switched off")
     parser.add_argument(
         "--display",
@@ -111,10 +120,6 @@ def add(subparsers: Any) -> None:
         metavar="MIB,...",
         help="MiB that a screen takes, for each card in turn, as 0,300",
     )
-    parser.add_argument("--models", action="store_true", help="list the known shapes")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
-    parser.set_defaults(run=run)
 
 
 def _positive(text: str) -> int:
@@ -131,12 +136,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise UserError("no model was named", next_step="legacy-cuda plan --models lists shapes")
     from legacy_cuda.cli.resolve import chosen_gpus
+    from legacy_cuda.planner import plan as planner
 
     cards = chosen_gpus(arguments.gpu or [])
-    cuda = _cuda(cards, arguments.engine)
+    cuda = cuda_for(cards, arguments.engine)
     if isinstance(cuda, UserError):
         return _refused(cuda, arguments)
-    plan = _plan(arguments, cards, cuda)
+    model, chosen = _model(arguments)
+    settings, where = asked(arguments, cards, cuda)
+    if not chosen:
+        model = planner.best_mix(model, settings, where) or model
+    try:
+        plan = planner.make(model, settings, where)
+    except ValueError as error:
+        raise UserError("this cannot be counted", str(error)) from error
     if arguments.html:
         _write_html(arguments.html, plan, arguments.engine, cuda)
     if arguments.json:
@@ -178,7 +191,7 @@ def _refused(problem: UserError, arguments: argparse.Namespace) -> int:
     return 1
 
 
-def _cuda(cards: list[Gpu], engine: str) -> tuple[int, int] | UserError:
+def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int] | UserError:
     """The CUDA that the engine runs with on these cards, or why it does not."""
     from legacy_cuda import catalog
     from legacy_cuda.resolve import Refusal, resolve
@@ -211,7 +224,14 @@ def _numbers(text: str, what: str) -> tuple[float, ...]:
     return found
 
 
-def _plan(arguments: argparse.Namespace, cards: list[Gpu], cuda: tuple[int, int]) -> Plan:
+def asked(
+    arguments: argparse.Namespace, cards: list[Gpu], cuda: tuple[int, int]
+) -> tuple[Settings, tuple[Device, ...]]:
+    """The settings and the GPUs that the arguments of :func:`add_settings` name.
+
+    Raises:
+        UserError: one is not what it should be.
+    """
     from legacy_cuda.catalog import estimates, models
     from legacy_cuda.planner import plan as planner
     from legacy_cuda.planner.placement import Settings
@@ -243,16 +263,9 @@ def _plan(arguments: argparse.Namespace, cards: list[Gpu], cuda: tuple[int, int]
         split=split,
         batch=arguments.batch,
         unified=arguments.unified,
-        all_logits=arguments.engine == "ollama",
+        all_logits=getattr(arguments, "engine", "") == "ollama",
     )
-    model, chosen = _model(arguments)
-    if not chosen:
-        found = planner.best_mix(model, settings, where)
-        model = found or model
-    try:
-        return planner.make(model, settings, where)
-    except ValueError as error:
-        raise UserError("this cannot be counted", str(error)) from error
+    return settings, where
 
 
 def _model(arguments: argparse.Namespace) -> tuple[Model, bool]:
@@ -383,7 +396,7 @@ def document(plan: Plan, engine: str, cuda: tuple[int, int]) -> dict[str, Any]:
         "parameters": result.model.parameters,
         "model_bytes": result.model.bytes,
         "engine": engine,
-        "cuda": dotted(cuda),
+        "cuda": None if engine == "ollama" else dotted(cuda),
         "verdict": result.verdict,
         "problem": result.problem,
         "settings": {
@@ -438,7 +451,7 @@ def show(plan: Plan, engine: str, cuda: tuple[int, int]) -> None:
     print(
         f"  {settings['context']} tokens x {settings['parallel']} "
         f"conversation{'s' if settings['parallel'] > 1 else ''}, KV cache {kv}, {flash}, "
-        f"{engine}, CUDA {facts['cuda']}"
+        f"{engine}, {'CUDA ' + facts['cuda'] if facts['cuda'] else 'with a CUDA of its own'}"
     )
     if facts["problem"]:
         print(output.wrapped("  because", facts["problem"], 12))

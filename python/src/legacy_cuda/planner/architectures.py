@@ -75,7 +75,7 @@ class _Builder:
             self.masks[window] = self.graph.input(size, form)
         return self.masks[window]
 
-    def places_of(self, window: bool, what: str, layer: int) -> Node:
+    def places_of(self, window: bool, what: str) -> Node:
         """Which cells the batch's keys or values go to."""
         key = (window, what)
         if key not in self.cells:
@@ -182,8 +182,8 @@ class _Builder:
         size_v = value.dimensions[0]
         key_cache = graph.stored(batch.keys, (size_k * count, cells, self.streams), place)
         value_cache = graph.stored(batch.values, (size_v * count, cells, self.streams), place)
-        self._keep(key_cache, key, self.places_of(window, "keys", layer), size_k * count, cells)
-        where = self.places_of(window, "values", layer)
+        self._keep(key_cache, key, self.places_of(window, "keys"), size_k * count, cells)
+        where = self.places_of(window, "values")
         if batch.turned:
             self._keep_turned(value_cache, value, where)
         else:

@@ -210,6 +210,15 @@ def _number(values: dict[str, Value], key: str) -> int:
     return found if isinstance(found, int) and found >= 0 else 0
 
 
+def parts(path: Path) -> list[Path]:
+    """The files of a split model by their names, from that of any; else the one."""
+    found = _SPLIT.search(path.name)
+    if found is None or not 1 < int(found[2]) <= SPLITS_MOST:
+        return [path]
+    stem, count = path.name[: found.start()], int(found[2])
+    return [path.with_name(f"{stem}-{number + 1:05}-of-{count:05}.gguf") for number in range(count)]
+
+
 def read(path: Path, opened: Callable[[Path], Header] = _read) -> Header:
     """What a model says, from its file, or from all files of a split one, named by any of them.
 
@@ -218,22 +227,20 @@ def read(path: Path, opened: Callable[[Path], Header] = _read) -> Header:
         OSError: a file cannot be read.
     """
     first = opened(path)
-    parts = _number(first.values, "split.count")
-    if parts <= 1:
+    count = _number(first.values, "split.count")
+    if count <= 1:
         return first
-    found = _SPLIT.search(path.name)
-    if parts > SPLITS_MOST or found is None or int(found[2]) != parts:
+    files = parts(path)
+    if len(files) != count:
         raise ModelError(
-            f"one of {parts} files, whose name does not end with -00001-of-{parts:05}.gguf"
+            f"one of {count} files, whose name does not end with -00001-of-{count:05}.gguf"
         )
-    stem = path.name[: found.start()]
     headers = []
-    for number in range(parts):
-        part = path.with_name(f"{stem}-{number + 1:05}-of-{parts:05}.gguf")
+    for number, part in enumerate(files):
         header = first if part == path else opened(part)
         if _number(header.values, "split.no") != number:
             raise ModelError(f"{part.name} says that it is part {header.values.get('split.no')}")
-        if _number(header.values, "split.count") != parts:
+        if _number(header.values, "split.count") != count:
             raise ModelError(f"{part.name} is of another model")
         headers.append(header)
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
@@ -247,5 +254,5 @@ def read(path: Path, opened: Callable[[Path], Header] = _read) -> Header:
         headers[0].lengths,
         tensors,
         sum(header.bytes for header in headers),
-        parts,
+        count,
     )

@@ -10,6 +10,7 @@ from legacy_cuda import __version__
 from legacy_cuda.report import STYLE
 
 _MIB = 1 << 20
+_STYLE = "th.n { text-align: right; }"
 _PARTS = (
     ("weights", "weights", "#3f7fbf"),
     ("cache", "KV cache", "#3c9d6b"),
@@ -38,11 +39,12 @@ def html(plan: dict[str, Any]) -> str:
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}: legacy-cuda plan</title>",
-        f"<style>{STYLE}</style></head><body><main>",
+        f"<style>{STYLE}{_STYLE}</style></head><body><main>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{settings["context"]} tokens for each of {settings["parallel"]} '
         f"conversations, KV cache {escape(' and '.join(dict.fromkeys(settings['kv'])))}, {flash}, "
-        f"{escape(plan['engine'])} with CUDA {escape(plan['cuda'])}</p>",
+        f"{escape(plan['engine'])} with {escape('CUDA ' + plan['cuda'] if plan['cuda'] else 'its own CUDA')}"
+        "</p>",
         f'<div class="verdict {kind}"><b>{words}</b>'
         f"{'<br>' + escape(plan['problem']) if plan['problem'] else ''}</div>",
         "<h2>Memory</h2>",
@@ -108,7 +110,9 @@ def _mib(size: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    top = "".join(
+        f"<th{' class=n' if at else ''}>{escape(cell)}</th>" for at, cell in enumerate(head)
+    )
     body = "".join(
         "<tr>"
         + "".join(
