@@ -34,6 +34,7 @@ def html(plan: dict[str, Any]) -> str:
     kind, words = _WORDS[plan["verdict"]]
     settings = plan["settings"]
     flash = "flash attention" if settings["flash_attention"] else "no flash attention"
+    cuda = f"CUDA {plan['cuda']}" if plan["cuda"] else "a CUDA of its own"
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -43,8 +44,7 @@ def html(plan: dict[str, Any]) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{settings["context"]} tokens for each of {settings["parallel"]} '
         f"conversations, KV cache {escape(' and '.join(dict.fromkeys(settings['kv'])))}, {flash}, "
-        f"{escape(plan['engine'])} with {escape('CUDA ' + plan['cuda'] if plan['cuda'] else 'its own CUDA')}"
-        "</p>",
+        f"{escape(plan['engine'])} with {escape(cuda)}</p>",
         f'<div class="verdict {kind}"><b>{words}</b>'
         f"{'<br>' + escape(plan['problem']) if plan['problem'] else ''}</div>",
         "<h2>Memory</h2>",
