@@ -238,6 +238,9 @@ def test_what_must_hold(
 def test_layers_are_split_in_order(shares: list[float], layers: int) -> None:
     asked = Settings(layers=layers, split=tuple(shares))
     places = places_of(SEVENTY, asked, [1 << 34] * len(shares))
+    counts = tuple(float(places.count(number)) for number in range(len(shares)))
+    again = places_of(SEVENTY, replace(asked, split=counts), [1 << 34] * len(shares))
+    assert again == places  # a split may be given as the counts of layers that it came to
     first = 81 - layers
     assert set(places[:first]) <= {len(shares)}
     assert list(places[first:]) == sorted(places[first:])

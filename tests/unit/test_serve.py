@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,14 @@ def test_arguments_say_everything_that_was_planned() -> None:
     given = llama_server.arguments(found, Path("/m.gguf"), llama_server.Address(), "x")
     pairs = dict(itertools.pairwise(given))
     assert pairs["--ctx-size"] == str(3 * 5120) and pairs["--parallel"] == "3"
-    assert pairs["--tensor-split"] == "2,1" and pairs["--n-gpu-layers"] == "37"
+    assert pairs["--tensor-split"] == "25,12" and pairs["--n-gpu-layers"] == "37"
+    counted = replace(settings, split=(25.0, 12.0))
+    again = plan.try_out(found.model, counted, where)
+    assert again.placement.places == found.placement.places
+    single = plan.try_out(found.model, replace(settings, split=None), where[:1])
+    given = llama_server.arguments(single, Path("/m.gguf"), llama_server.Address(), "x")
+    assert given[given.index("--split-mode") + 1] == "none" and "--tensor-split" not in given
+    pairs = dict(itertools.pairwise(given))
     assert pairs["--flash-attn"] == "on" and pairs["--cache-type-v"] == "q8_0"
     assert pairs["--fit"] == "off" and pairs["--host"] == "127.0.0.1"
 

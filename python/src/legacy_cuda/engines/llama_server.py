@@ -35,7 +35,7 @@ def arguments(result: Result, path: Path, address: Address, name: str) -> list[s
     """What llama-server is started with so that it places the model as planned.
 
     ``--fit off`` keeps it from changing what was planned; everything that a plan depends on is
-    given, for its defaults change.
+    given, for its defaults change. A plan for one GPU uses the first, however many there are.
 
     Args:
         result: the plan.
@@ -52,9 +52,13 @@ def arguments(result: Result, path: Path, address: Address, name: str) -> list[s
     layers = result.model.shape.layers + 1
     if settings.layers is not None:
         layers = min(layers, settings.layers)
-    found += ["--n-gpu-layers", str(layers), "--split-mode", "layer"]
-    if settings.split is not None:
-        found += ["--tensor-split", ",".join(f"{share:g}" for share in settings.split)]
+    found += ["--n-gpu-layers", str(layers)]
+    if len(placement.gpus) > 1:
+        # as counts of layers: free memory, which it would split by, changes from day to day
+        counts = [placement.places.count(number) for number in range(len(placement.gpus))]
+        found += ["--split-mode", "layer", "--tensor-split", ",".join(map(str, counts))]
+    else:
+        found += ["--split-mode", "none", "--main-gpu", "0"]
     found += ["--flash-attn", "on" if placement.flash else "off"]
     found += ["--cache-type-k", settings.keys.name.lower()]
     found += ["--cache-type-v", settings.values.name.lower()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from legacy_cuda.catalog import Gpu, gpus
@@ -251,21 +251,13 @@ def most_layers(model: Model, settings: Settings, where: tuple[Device, ...]) -> 
     return low
 
 
-def make(
-    model: Model,
-    settings: Settings,
-    where: tuple[Device, ...],
-    progress: Callable[[str], None] = lambda _: None,
-) -> Plan:
+def make(model: Model, settings: Settings, where: tuple[Device, ...]) -> Plan:
     """The whole plan: what was asked for, and around it."""
     result = balanced(model, settings, where)
-    progress("contexts")
     most = largest_context(model, settings, where)
-    progress("quantisations")
     tried = tuple(balanced(requantised(model, mix), settings, where) for mix in _mixes(model))
     best = next((item for item in tried if item.fits), None)
     speed = speed_of(model, result.settings, result.placement, [item.gpu for item in where])
-    progress("alternatives")
     return Plan(result, speed, most, best, tried, tuple(_options(result, most, best)))
 
 
