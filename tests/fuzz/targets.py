@@ -357,7 +357,7 @@ def fuzz_safetensors(data: bytes) -> None:
 
 
 def _models() -> list[bytes]:
-    return [model_files.llama()[:3000] + bytes(4096), model_files.gguf({}, [])]
+    return [model_files.smallest(), model_files.gguf({}, [])]
 
 
 def _folders() -> list[bytes]:

@@ -69,18 +69,18 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def llama_tensors(layers: int = 2) -> list[tuple[str, int, tuple[int, ...], int]]:
-    """Tensors of a tiny llama in F16, norms in F32."""
+def llama_tensors(layers: int = 2, unit: int = 64) -> list[tuple[str, int, tuple[int, ...], int]]:
+    """Tensors of a tiny llama in F16, norms in F32; ``unit`` values wide."""
     found: list[tuple[str, int, tuple[int, ...], int]] = [
-        ("token_embd.weight", 1, (64, 256), 64 * 256 * 2),
-        ("output_norm.weight", 0, (64,), 256),
-        ("output.weight", 1, (64, 256), 64 * 256 * 2),
+        ("token_embd.weight", 1, (unit, 4 * unit), 8 * unit * unit),
+        ("output_norm.weight", 0, (unit,), 4 * unit),
+        ("output.weight", 1, (unit, 4 * unit), 8 * unit * unit),
     ]
     for layer in range(layers):
         parts = {
-            "attn_norm": (64,), "attn_q": (64, 64), "attn_k": (64, 32), "attn_v": (64, 32),
-            "attn_output": (64, 64), "ffn_norm": (64,), "ffn_gate": (64, 128),
-            "ffn_up": (64, 128), "ffn_down": (128, 64),
+            "attn_norm": (unit,), "attn_q": (unit, unit), "attn_k": (unit, unit // 2),
+            "attn_v": (unit, unit // 2), "attn_output": (unit, unit), "ffn_norm": (unit,),
+            "ffn_gate": (unit, 2 * unit), "ffn_up": (unit, 2 * unit), "ffn_down": (2 * unit, unit),
         }  # fmt: skip
         for name, dimensions in parts.items():
             flat = len(dimensions) == 1
@@ -95,6 +95,12 @@ def llama(**changes: Any) -> bytes:
     given = {key.replace("__", "."): item for key, item in changes.items()}
     values = {key: item for key, item in {**LLAMA, **given}.items() if item is not None}
     return gguf(values, llama_tensors())
+
+
+def smallest() -> bytes:
+    """A whole model of about 5 KiB."""
+    values = {**LLAMA, "llama.embedding_length": 8, "llama.feed_forward_length": 16}
+    return gguf(values, llama_tensors(unit=8))
 
 
 def safetensors(tensors: dict[str, tuple[str, Sequence[int]]], cut: int = 0) -> bytes:
