@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import builders
+import model_files
 import ptx_examples
 
 from legacy_cuda.build import source
+from legacy_cuda.capability import Capability
+from legacy_cuda.catalog.models import find_mix
 from legacy_cuda.devicecode import (
     Container,
     ContainerScanner,
@@ -35,6 +38,9 @@ from legacy_cuda.devicecode import (
 )
 from legacy_cuda.devicecode.archive import WheelReader
 from legacy_cuda.devicecode.fatbin import payload
+from legacy_cuda.planner import gguf, metadata, safetensors, shapes
+from legacy_cuda.planner.model import ModelError
+from legacy_cuda.planner.placement import Settings, place
 from legacy_cuda.toolchain import deb
 from legacy_cuda.triton_backend.legalize import LegalizeError, legalize
 
@@ -331,6 +337,40 @@ def _legalizable() -> list[bytes]:
     ] + [b"\5" + ptx_examples.module(ptx_examples.kernel("k", statements[0])).encode()]
 
 
+def fuzz_gguf(data: bytes) -> None:
+    """The header of a model file, and the model and plan that come of it."""
+    with suppress(ModelError):
+        header = gguf.read_file(io.BytesIO(data), len(data))
+        model = metadata.model_of(header, "input")
+        assert model.bytes <= len(data)
+        if model.shape.layers <= 8 and len(model.tensors) <= 64:
+            found = place(model, Settings(context=256), [1 << 30], [Capability(6, 1)])
+            assert found.gpus[0].weights >= 0
+
+
+def fuzz_safetensors(data: bytes) -> None:
+    """The header of a file of safetensors, and a config.json."""
+    with suppress(ModelError):
+        safetensors.header_values(data, len(data))
+    with suppress(ModelError):
+        shapes.model_of(safetensors.shape_of_config(safetensors._json(data, "it"), "x"), _MIX)
+
+
+def _models() -> list[bytes]:
+    return [model_files.smallest(), model_files.gguf({}, [])]
+
+
+def _folders() -> list[bytes]:
+    return [
+        model_files.safetensors({"a": ("F16", (4, 4)), "b": ("U8", (3,))}),
+        b'{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 9, '
+        b'"num_attention_heads": 4, "intermediate_size": 128}',
+    ]
+
+
+_MIX = find_mix("Q4_K_M")
+
+
 @dataclass(frozen=True)
 class Target:
     """A function to fuzz and the inputs to begin with."""
@@ -349,6 +389,12 @@ TARGETS = {
     ),
     "zip": Target(fuzz_zip, _zips, (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")),
     "ptx": Target(fuzz_ptx, _ptx, (b".version ", b".target ", b"sm_", b"//", b"/*", b"*/")),
+    "gguf": Target(
+        fuzz_gguf, _models, (b"GGUF\3\0\0\0", b".weight", b"blk.0.", b"general.architecture")
+    ),
+    "safetensors": Target(
+        fuzz_safetensors, _folders, (b'"dtype"', b'"shape"', b'"data_offsets"', b"__metadata__")
+    ),
     "deb": Target(fuzz_deb, _tars, (b"ustar", b"../", b"GNU.sparse", b"path=", b"linkpath=")),
     "sdist": Target(fuzz_sdist, _tars, (b"ustar", b"../", b"GNU.sparse", b"path=")),
     "legalize": Target(

@@ -1,0 +1,79 @@
+"""llama-server: a plan to its arguments, its addresses, and what its log says of memory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from legacy_cuda.planner.plan import Result
+
+PROGRAM = "llama-server"
+HEALTH = "/health"  # 200 once the model is loaded, 503 before
+METRICS = "/metrics"  # Prometheus; --metrics switches it on
+FORMATS = (".gguf",)
+
+# kinds of buffers as the log names them
+_KINDS = {"model": "weights", "KV": "cache", "RS": "state", "compute": "compute"}
+_BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute) buffer size =\s+([\d.]+) MiB")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where it listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+    @property
+    def url(self) -> str:
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{name}:{self.port}"
+
+
+def arguments(result: Result, path: Path, address: Address, name: str) -> list[str]:
+    """What llama-server is started with so that it places the model as planned.
+
+    ``--fit off`` keeps it from changing what was planned; everything that a plan depends on is
+    given, for its defaults change. A plan for one GPU uses the first, however many there are.
+
+    Args:
+        result: the plan.
+        path: the model's file, the first of a split one.
+        address: where to listen.
+        name: what the model is called over HTTP.
+    """
+    settings, placement = result.settings, result.placement
+    found = ["--model", str(path), "--alias", name]
+    found += ["--host", address.host, "--port", str(address.port), "--metrics", "--offline"]
+    found += ["--ctx-size", str(settings.total), "--parallel", str(settings.parallel)]
+    found.append("--kv-unified" if settings.unified else "--no-kv-unified")
+    found += ["--ubatch-size", str(settings.batch), "--fit", "off"]
+    layers = result.model.shape.layers + 1
+    if settings.layers is not None:
+        layers = min(layers, settings.layers)
+    found += ["--n-gpu-layers", str(layers)]
+    if len(placement.gpus) > 1:
+        # as counts of layers: free memory, which it would split by, changes from day to day
+        counts = [placement.places.count(number) for number in range(len(placement.gpus))]
+        found += ["--split-mode", "layer", "--tensor-split", ",".join(map(str, counts))]
+    else:
+        found += ["--split-mode", "none", "--main-gpu", "0"]
+    found += ["--flash-attn", "on" if placement.flash else "off"]
+    found += ["--cache-type-k", settings.keys.name.lower()]
+    found += ["--cache-type-v", settings.values.name.lower()]
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Variables for it: GPUs are numbered by slot, as nvidia-smi does."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def memory(log: str) -> dict[str, dict[str, float]]:
+    """MiB that it says it took: by backend (``CUDA0``, ``CPU_Mapped``), then by kind."""
+    found: dict[str, dict[str, float]] = {}
+    for backend, kind, size in _BUFFER.findall(log):
+        kinds = found.setdefault(backend, {})
+        kinds[_KINDS[kind]] = kinds.get(_KINDS[kind], 0.0) + float(size)
+    return found

@@ -1,0 +1,107 @@
+"""The planner beside what llama.cpp itself logged: tests/unit/placements.json.
+
+Recorded with the pinned llama.cpp, on its CPU back end and with stand-ins for GPUs; how is in
+tests/llama/placements.py. No GPU was there.
+"""
+
+from __future__ import annotations
+
+import placements
+import pytest
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog.estimates import overhead
+from legacy_cuda.catalog.models import find_mix, find_model
+from legacy_cuda.planner import plan
+from legacy_cuda.planner.model import Model
+from legacy_cuda.planner.placement import Settings
+from legacy_cuda.planner.shapes import model_of
+
+CASES = placements.recorded()
+HALF_DIGIT = 0.0051  # llama.cpp prints two digits of MiB
+
+
+def test_there_are_cases_of_each_kind() -> None:
+    assert len({case.model for case in CASES}) >= 12 + 6
+    assert len(CASES) >= 150
+    assert {len(case.capabilities) for case in CASES} == {0, 1, 2}
+    assert {str(item) for case in CASES for item in case.capabilities} >= {"3.7", "6.0", "6.1"}
+
+
+@pytest.mark.parametrize(
+    "model", list(dict.fromkeys(case.model for case in CASES)), ids=lambda name: name
+)
+def test_weights_cache_and_buffers_are_what_llama_cpp_says(model: str) -> None:
+    for case in (case for case in CASES if case.model == model):
+        for kind, backend, said, mine in placements.foretold(case):
+            assert mine == pytest.approx(said, abs=HALF_DIGIT), (
+                f"{kind} of {backend}: {mine:.3f} MiB planned, {said} logged; {case}"
+            )
+
+
+def test_weights_of_the_host_are_what_is_mapped() -> None:
+    """On the CPU alone every tensor is mapped, once; but for those of models of which some are
+    copied in another order for its instructions, whose mapping may be shorter."""
+    whole = [case for case in CASES if not case.devices and "CPU_REPACK" not in case.mib["model"]]
+    assert len(whole) >= 8
+    for case in whole:
+        mapped = case.mib["model"]["CPU_Mapped"]
+        mine = placements.planned(case).host.weights / placements.MIB
+        assert mine == pytest.approx(mapped, abs=0.02), case
+
+
+# --- what people measured ------------------------------------------------------------------------
+
+
+def _model(name: str, mix: str) -> Model:
+    return model_of(find_model(name), find_mix(mix))
+
+
+def _mib(result: plan.Result) -> list[float]:
+    """MiB in use on each GPU as nvidia-smi counts: with CUDA's overhead."""
+    return [
+        load.bytes / placements.MIB + device.overhead.likely_mib
+        for load, device in zip(result.placement.gpus, result.devices, strict=True)
+    ]
+
+
+def test_hermes3_on_a_p4000_and_a_gtx_1060() -> None:
+    """3041 and 3253 MiB, spread evenly by Ollama; the overhead that is counted with came from it,
+    so this says how well two cards agree, and that the rest is 96 % of what was seen."""
+    cards = [catalog.find_gpu(name) for name in ("p4000", "gtx1060-6gb")]
+    where = plan.devices(cards, overhead((12, 4)))
+    settings = Settings(split=(1.0, 1.0), all_logits=True)
+    found = plan.try_out(_model("hermes3:8b", "Q5_K_M"), settings, where)
+    assert _mib(found) == pytest.approx([3041, 3253], rel=0.07)
+    without = [load.bytes / placements.MIB for load in found.placement.gpus]
+    assert without == pytest.approx([3041, 3253], rel=0.04)
+
+
+def test_hermes3_on_the_p4000_alone() -> None:
+    """5978 MiB, and this was not used to choose the overhead."""
+    where = plan.devices([catalog.find_gpu("p4000")], overhead((12, 4)))
+    found = plan.try_out(_model("hermes3:8b", "Q5_K_M"), Settings(all_logits=True), where)
+    assert _mib(found) == pytest.approx([5978], rel=0.07)
+
+
+def test_deepseek_r1_32b_on_a_p40() -> None:
+    """19 GB: the file has as many, and with its cache it takes 19.4 GiB of the card."""
+    model = _model("deepseek-r1:32b", "Q4_K_M")
+    assert model.bytes / 1e9 == pytest.approx(19.8, abs=0.1)
+    where = plan.devices([catalog.find_gpu("p40")], overhead((12, 4)))
+    found = plan.try_out(model, Settings(), where)
+    assert found.verdict == "fits"
+    assert _mib(found)[0] / 1024 == pytest.approx(19, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("mix", "seed_gb", "verdict"),
+    [("F16", 14, "not"), ("Q8_0", 8, "not"), ("Q6_K", 6, "tight"), ("Q4_K_M", 4, "fits")],
+)
+def test_a_7b_on_a_p4(mix: str, seed_gb: float, verdict: str) -> None:
+    """A table that counts files as video memory: true for weights within a tenth or so, but with
+    4096 tokens Q8_0 does not fit, and Q6_K does only just."""
+    model = _model("llama-2-7b", mix)
+    assert model.bytes / 1e9 == pytest.approx(seed_gb, rel=0.12)
+    where = plan.devices([catalog.find_gpu("p4")], overhead((12, 4)))
+    assert plan.try_out(model, Settings(), where).verdict == verdict

@@ -1,0 +1,242 @@
+"""``legacy-cuda serve``: a server that stands in for llama-server, killed, stopped and refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import model_files
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog.estimates import overhead
+from legacy_cuda.catalog.models import find_format, find_mix, find_model
+from legacy_cuda.engines import llama_server, unit
+from legacy_cuda.planner import plan
+from legacy_cuda.planner.placement import Settings
+from legacy_cuda.planner.shapes import model_of
+
+SERVER = """\
+#!{python}
+import http.server, os, sys, time
+port = int(sys.argv[sys.argv.index("--port") + 1])
+loaded = time.monotonic() + 0.5
+if os.environ.get("FAIL"):
+    sys.exit(7)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if time.monotonic() > loaded else 503)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+print("order", os.environ["CUDA_DEVICE_ORDER"], flush=True)
+http.server.HTTPServer.allow_reuse_address = True
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny.clean_variables(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(model_files.llama())
+    return path
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "llama-server"
+    path.write_text(SERVER.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def run(variables: dict[str, str], *arguments: str) -> Any:
+    done = subprocess.run(
+        [*tiny.command(), "serve", *arguments],
+        env=variables, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@contextmanager
+def serving(variables: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*tiny.command(), "serve", *arguments],
+        env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        process.communicate(timeout=60)
+
+
+def line_with(process: subprocess.Popen[str], text: str) -> str:
+    """The next line on standard error that has the text in it."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return line
+    raise AssertionError(f"no line with {text!r}")
+
+
+def test_ready_killed_ready_again_and_stopped(
+    variables: dict[str, str], model: Path, program: Path
+) -> None:
+    port = free_port()
+    arguments = [str(model), "--gpu", "p40", "--program", str(program), "--port", str(port)]
+    with serving(variables, *arguments) as process:
+        first = int(line_with(process, "ready").rpartition(" ")[2])
+        again = run(variables, *arguments)
+        assert again.returncode == 3 and "listens" in again.stderr
+        os.kill(first, signal.SIGKILL)
+        assert "SIGKILL" in line_with(process, "ended")
+        second = int(line_with(process, "ready").rpartition(" ")[2])
+        assert second != first
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(second, 0)
+        assert process.stdout is not None
+        assert process.stdout.read().count("order PCI_BUS_ID") == 2
+
+
+def test_a_program_that_always_fails_is_given_up(
+    variables: dict[str, str], model: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from legacy_cuda.engines import run as runner
+    from legacy_cuda.errors import SurroundingsError
+
+    monkeypatch.setenv("FAIL", "1")
+    said: list[str] = []
+    engine = runner.Engine(
+        [str(program), "--port", "1"], {}, "http://127.0.0.1:1/health", restarts=2
+    )
+    begin = time.monotonic()
+    with pytest.raises(SurroundingsError, match="ended 3 times"):
+        runner.serve(engine, said.append)
+    assert time.monotonic() - begin < 60
+    assert [text for text in said if "status 7" in text] == said and len(said) == 2
+
+
+def test_bad_files_are_refused_before_anything_starts(
+    variables: dict[str, str], model: Path, program: Path
+) -> None:
+    marker = program.with_name("started")
+    program.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    arguments = ["--gpu", "p40", "--program", str(program)]
+    model.write_bytes(model_files.llama()[:-64])
+    done = run(variables, str(model), *arguments)
+    assert done.returncode == 2 and "not finished" in done.stderr
+    done = run(variables, str(model.with_name("missing.gguf")), *arguments)
+    assert done.returncode == 2 and "cannot be read" in done.stderr
+    model.write_bytes(model_files.llama())
+    done = run(variables, str(model), *arguments, "--context", "16000000", "--parallel", "64")
+    assert done.returncode == 1 and "does not fit" in done.stderr
+    done = run(variables, str(model), "--gpu", "p40", "--program", "no-such-server")
+    assert done.returncode == 3 and "no program" in done.stderr
+    assert not marker.exists()
+
+
+def test_what_is_printed_instead(variables: dict[str, str], model: Path, program: Path) -> None:
+    arguments = [str(model), "--gpu", "p40", "--program", str(program)]
+    found = json.loads(run(variables, *arguments, "--json").stdout)
+    assert found["schema"] == "legacy-cuda/serve/1"
+    assert found["command"][:3] == [str(program), "--model", str(model)]
+    assert found["health"] == "http://127.0.0.1:8080/health"
+    text = run(variables, *arguments, "--env").stdout
+    assert text.splitlines()[1] == "CUDA_DEVICE_ORDER=PCI_BUS_ID"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="skipped: no systemd-analyze")
+def test_the_unit_is_sound_and_hardened(
+    variables: dict[str, str], model: Path, program: Path, tmp_path: Path
+) -> None:
+    done = run(variables, str(model), "--gpu", "p40", "--program", str(program), "--systemd")
+    path = tmp_path / "llama.service"
+    path.write_text(done.stdout)
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", str(path)], capture_output=True, text=True, check=False
+    )
+    ours = [line for line in checked.stderr.splitlines() if str(path.name) in line]
+    assert checked.returncode == 0 and ours == []
+    scored = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stdout[-400:]
+
+
+@given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=40))
+def test_words_of_a_unit(word: str) -> None:
+    if any(sign in word for sign in "\n\r\0"):
+        with pytest.raises(ValueError, match="line break"):
+            unit.quoted(word)
+        return
+    text = unit.quoted(word)
+    inner = text[1:-1] if text.startswith('"') else text
+    plain = inner.replace('\\"', '"').replace("\\\\", "\\").replace("$$", "$").replace("%%", "%")
+    if "\\" not in word:
+        assert plain == word
+
+
+def test_arguments_say_everything_that_was_planned() -> None:
+    cards = [catalog.find_gpu("p4000"), catalog.find_gpu("gtx1060-6gb")]
+    where = plan.devices(cards, overhead((12, 4)))
+    small = find_format("q8_0")
+    settings = Settings(context=5000, parallel=3, keys=small, values=small, split=(2.0, 1.0))
+    found = plan.try_out(model_of(find_model("qwen3-8b"), find_mix("Q4_K_M")), settings, where)
+    given = llama_server.arguments(found, Path("/m.gguf"), llama_server.Address(), "x")
+    pairs = dict(itertools.pairwise(given))
+    assert pairs["--ctx-size"] == str(3 * 5120) and pairs["--parallel"] == "3"
+    assert pairs["--tensor-split"] == "25,12" and pairs["--n-gpu-layers"] == "37"
+    counted = replace(settings, split=(25.0, 12.0))
+    again = plan.try_out(found.model, counted, where)
+    assert again.placement.places == found.placement.places
+    single = plan.try_out(found.model, replace(settings, split=None), where[:1])
+    given = llama_server.arguments(single, Path("/m.gguf"), llama_server.Address(), "x")
+    assert given[given.index("--split-mode") + 1] == "none" and "--tensor-split" not in given
+    pairs = dict(itertools.pairwise(given))
+    assert pairs["--flash-attn"] == "on" and pairs["--cache-type-v"] == "q8_0"
+    assert pairs["--fit"] == "off" and pairs["--host"] == "127.0.0.1"
+
+
+def test_its_log_is_read() -> None:
+    log = (
+        "load_tensors:   CPU_Mapped model buffer size =   344.44 MiB\n"
+        "load_tensors:        CUDA0 model buffer size =  5115.49 MiB\n"
+        "llama_kv_cache:      CUDA0 KV buffer size =   512.00 MiB\n"
+        "sched_reserve:      CUDA0 compute buffer size =   112.01 MiB\n"
+    )
+    found = llama_server.memory(log)
+    assert found["CUDA0"] == {"weights": 5115.49, "cache": 512.0, "compute": 112.01}
+    assert found["CPU_Mapped"] == {"weights": 344.44}
