@@ -311,7 +311,7 @@ def _print(document: dict[str, Any]) -> None:
             print(output.wrapped(f"  {finding['kind']}", finding["text"], 20))
         print()
         rows = [["  step", "outcome", ""]]
-        rows += [[f"  {s['name']}", s["outcome"], _detail(s)] for s in gpu["steps"][1:]]
+        rows += [[f"  {s['name']}", s["outcome"], _detail(s, gpu)] for s in gpu["steps"][1:]]
         print(output.table(rows, lambda cell: _STYLES.get(cell.strip(), ())))
         if verdict["rates"]:
             print()
@@ -339,10 +339,11 @@ def _print(document: dict[str, Any]) -> None:
         print(f"GPU {step['name']}: {step['outcome']}  {rate}  {way}".rstrip())
 
 
-def _detail(step: dict[str, Any]) -> str:
+def _detail(step: dict[str, Any], gpu: dict[str, Any]) -> str:
     facts = step["facts"]
     if step["name"] == "memory" and step["outcome"] == "passed":
-        return f"{facts['bytes'] >> 20} MiB, {facts['patterns']} patterns"
+        share = f"{facts['bytes'] >> 20} of {gpu['memory'] >> 20} MiB"
+        return f"{share}, {facts['patterns']} patterns"
     if "sustained_clock_mhz" in facts:
         return (
             f"{facts['sustained_tera_per_s']:.2f} at {facts['sustained_clock_mhz']:.0f} MHz "

@@ -257,7 +257,8 @@ def memory(gpu: Gpu) -> Facts:
         WrongError: words were not what they should be; which bits, and where the first were.
     """
     context = gpu.context
-    wanted = context.free_memory() - max(_KEPT_FREE, context.free_memory() // 20)
+    free = context.free_memory()
+    wanted = free - min(_KEPT_FREE, free // 8)
     wanted = min(wanted, gpu.memory_limit) if gpu.memory_limit else wanted
     pieces: list[tuple[Pointer, int]] = []
     try:

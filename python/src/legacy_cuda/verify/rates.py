@@ -59,17 +59,17 @@ def fp32(gpu: Gpu) -> Facts:
 
 def fp64(gpu: Gpu) -> Facts:
     """The same in double precision."""
-    return _arithmetic(gpu, "rate_fp64", f64(-1.0), f64(100.0), 2, 0.3)
+    return _arithmetic(gpu, "rate_fp64", f64(-1.0), f64(100.0), 2, min(0.3, gpu.load))
 
 
 def fp16(gpu: Gpu) -> Facts:
     """The same with pairs of halves."""
-    return _arithmetic(gpu, "rate_fp16", u32(_pair(-1.0)), u32(_pair(100.0)), 4, 0.3)
+    return _arithmetic(gpu, "rate_fp16", u32(_pair(-1.0)), u32(_pair(100.0)), 4, min(0.3, gpu.load))
 
 
 def dp4a(gpu: Gpu) -> Facts:
     """Dot products of four bytes."""
-    return _arithmetic(gpu, "rate_dp4a", u32(0x01FE7F80), u32(0x80FF0403), 8, 0.3)
+    return _arithmetic(gpu, "rate_dp4a", u32(0x01FE7F80), u32(0x80FF0403), 8, min(0.3, gpu.load))
 
 
 def _arithmetic(gpu: Gpu, kernel: str, a: Any, c: Any, operations: int, seconds: float) -> Facts:
