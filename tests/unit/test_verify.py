@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -139,9 +140,11 @@ def test_right_numbers_pass(machine: Callable[..., None]) -> None:
 def test_a_wrong_bit_is_found(kernel: str, step: str, machine: Callable[..., None]) -> None:
     machine(fault=f"wrong:{kernel}")
     done = on_gpu(step)[step]
-    assert done["outcome"] == "failed" and "wrong" in done["why"] + " wrong", done
-    finding = judge.judge(run.survey().devices[0], [{"name": step, **done}], None)
-    assert finding.state == "failed"
+    assert done["outcome"] == "failed" and done["why"]
+    verdict = judge.judge(DEVICE, [done], None)
+    assert verdict.state == "failed"
+    kind = "bad-memory" if kernel in ("copy", "triad") else "wrong-results"
+    assert [finding.kind for finding in verdict.findings] == [kind]
 
 
 def test_memory_with_a_bad_bit(machine: Callable[..., None]) -> None:
@@ -522,13 +525,11 @@ def test_a_wheel_is_read_like_a_folder(probe: Path, tmp_path: Path) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_file_for_a_wheel(content: bytes) -> None:
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"legacy-cuda-{os.getpid()}.whl"
-    path.write_bytes(content)
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.whl"
+        path.write_bytes(content)
         with pytest.raises(UserError):
             code.read_probe(path)
-    finally:
-        path.unlink()
 
 
 @given(st.binary(max_size=200))

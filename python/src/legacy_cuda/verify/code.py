@@ -20,7 +20,6 @@ from pathlib import Path
 from legacy_cuda import catalog, fetch, paths
 from legacy_cuda.capability import Capability, Target
 from legacy_cuda.catalog.locks import LockedFile, load_lock
-from legacy_cuda.devicecode import DeviceCodeError, ptx
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.verify.nvrtc import Nvrtc, NvrtcError
 
@@ -172,6 +171,11 @@ def choose(files: dict[str, bytes], wanted: Wanted) -> Chosen | None:
 
 def knows(cuda: tuple[int, int], text: bytes) -> bool:
     """Whether a driver of that CUDA version compiles this PTX: if its ISA is not newer."""
+    from legacy_cuda.devicecode import (
+        DeviceCodeError,
+        ptx,
+    )  # with what it takes to read fat binaries
+
     try:
         found = ptx.parse_header(text)
     except DeviceCodeError:

@@ -16,11 +16,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from legacy_cuda.capability import Capability
 from legacy_cuda.verify import worker
-from legacy_cuda.verify.code import Code
+
+if TYPE_CHECKING:
+    from legacy_cuda.verify.code import Code
 
 _ENDING = 5.0  # seconds that a killed process has to be gone; one in the driver may stay
 _SURVEY = 30.0
