@@ -136,7 +136,7 @@ def link(gpu: Gpu) -> Facts:
     """From pinned memory of the machine to the GPU, and back."""
     context = gpu.context
     size = min(_LINK_BUFFER, max(1 << 20, gpu.context.free_memory() // 8 & ~0xFFFFF))
-    data = random.Random(size).randbytes(1 << 20) * (size >> 20)
+    data = random.Random(size).randbytes(size)
     with context.memory(size) as (pointer,), context.pinned(size) as host:
         memmove(host, data, size)
         to_gpu = _best(context, lambda: context.copy_in(pointer, host))

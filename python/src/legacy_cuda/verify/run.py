@@ -184,7 +184,12 @@ def _worker(
                         why = f"its process ended with code {process.returncode}"
                         raise _EndedError(": ".join([why, *said[-1:]]))
                     return
-                yield json.loads(row)
+                try:
+                    line = json.loads(row)
+                except ValueError:
+                    continue  # a library's own line: the driver's, say
+                if isinstance(line, dict):
+                    yield line
 
         threading.Thread(target=listen, daemon=True).start()
         try:
