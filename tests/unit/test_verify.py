@@ -45,15 +45,64 @@ else:
     import tomli as tomllib
 
 
+OPTIONS = ["-O2", "-fPIC", "-ffp-contract=off", "-w"]
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if COMPILER is None:
         pytest.skip("skipped: no C compiler here")
     folder = tmp_path_factory.mktemp("stand-in")
     source = Path(__file__).with_name("stand_in_cuda.c")
-    options = ["-O2", "-shared", "-fPIC", "-ffp-contract=off"]
     target = folder / "libcuda.so.1"
-    subprocess.run([COMPILER, *options, str(source), "-o", str(target), "-lm"], check=True)
+    subprocess.run([COMPILER, *OPTIONS, "-shared", source, "-o", target, "-lm"], check=True)
+    return folder
+
+
+PTX = re.compile(r'asm(?: volatile)?\("(\S+) [^"]*"\s*:\s*"=\w"\((\w+)\)\s*:([^;]*)\);')
+"""An instruction of PTX in the kernels: its name, its result, what it takes."""
+
+
+@pytest.fixture(scope="module", params=["370", "610"])
+def kernels_on_cpu(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The stand-in with the kernels' own source in it, as it is compiled for 3.7 and for 6.1."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if COMPILER is None or compiler is None:
+        pytest.skip("skipped: no C++ compiler here")
+    folder = tmp_path_factory.mktemp("on-cpu")
+
+    def call(match: re.Match[str]) -> str:
+        inputs = ", ".join(re.findall(r'"\w"\((\w+)\)', match[3]))
+        return f"{match[2]} = ptx_{match[1].replace('.', '_')}({inputs});"
+
+    source, instructions = PTX.subn(call, code.SOURCE.read_text())
+    assert instructions == source.count("ptx_") == code.SOURCE.read_text().count("asm")
+    source = source.replace("extern __shared__ u32 words[];", "u32 *words = dynamic;")
+    (folder / "probe.cc").write_text(source)
+    (folder / "probe.txt").write_text(request.param)
+    names = re.findall(r"^(?:KERNEL |RATE\()(\w+)", source, re.M)
+    names = [name for name in names if name != "name"]
+    if request.param == "370":
+        names = [name for name in names if name not in ("rate_fp16", "rate_dp4a")]
+    here = Path(__file__).parent
+    parts = []
+    for program, file, more in (
+        (COMPILER, "stand_in_cuda.c", []),
+        (
+            compiler,
+            "probe_on_cpu.cpp",
+            [
+                *("-std=c++14", f"-D__CUDA_ARCH__={request.param}", '-DPROBE="probe.cc"'),
+                *(f"-I{folder}", "-DKERNELS=" + " ".join(f"KERNEL_NAMED({n})" for n in names)),
+            ],
+        ),
+    ):
+        parts.append(folder / f"{file}.o")
+        command = [program, *OPTIONS, *more, "-c", here / file, "-o", parts[-1]]
+        subprocess.run(command, check=True)
+    subprocess.run([compiler, "-shared", *parts, "-o", folder / "libcuda.so.1", "-lm"], check=True)
     return folder
 
 
@@ -118,6 +167,23 @@ def test_right_numbers_pass(machine: Callable[..., None]) -> None:
     assert {name: step["outcome"] for name, step in steps.items()} == dict.fromkeys(steps, "passed")
     assert steps["memory"]["facts"]["bytes"] >= 24 << 20
     assert steps["fp16 storage"]["facts"]["results"] > 1 << 16
+
+
+def test_the_kernels_compute_what_is_expected(
+    kernels_on_cpu: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their own source, on the CPU, with the paths of an old and of a newer capability."""
+    machine(tflops=0.0005, gb_s=1, link=1, mib=4)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(kernels_on_cpu))
+    old = "370" in (kernels_on_cpu / "probe.txt").read_text()
+    steps = on_gpu(*worker.STEPS, capability="3.7" if old else "6.1")
+    for name, step in steps.items():
+        gone = old and name in ("fp16 rate", "dp4a rate")
+        assert step["outcome"] == ("not run" if gone else "passed"), step
+    machine(fault="stuck:4000")
+    facts = on_gpu("memory")["memory"]["facts"]
+    assert (facts["bits"], facts["first"][0]["word"]) == ("00100000", 4000)
+    assert int(facts["first"][0]["should"], 16) ^ int(facts["first"][0]["is"], 16) == 0x00100000
 
 
 @pytest.mark.parametrize(
@@ -438,7 +504,12 @@ def test_a_verdict_for_any_rates(copy: float, tera: float, clock: float, link: f
     drawn = roofline.read(steps, judge.nominal_rates(DEVICE, P40))
     assert drawn is not None
     assert max(map(len, roofline.text(drawn, 60))) <= 60 + 3 + len(f" dp4a {4 * tera:.2f}")
-    ElementTree.fromstring(roofline.svg(drawn))
+    picture = ElementTree.fromstring(roofline.svg(drawn))
+    assert len(picture.findall(".//polyline")) == 7  # three were measured, four are nominal
+    for line in picture.iter("polyline"):
+        for point in line.attrib["points"].split():
+            x, y = map(float, point.split(","))
+            assert 50 <= x <= 700 and 10 <= y <= 340
 
 
 def test_cards_that_share_an_id_are_told_apart() -> None:

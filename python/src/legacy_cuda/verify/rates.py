@@ -90,7 +90,7 @@ def _arithmetic(gpu: Gpu, kernel: str, a: Any, c: Any, operations: int, seconds:
                 raise WrongError(f"{kernel}: {wrong} results are wrong under load", errors=wrong)
             return took, 1000 * cycles / nanoseconds if nanoseconds else 0.0
 
-        rounds, took = 16, 0.0
+        rounds, (took, _) = 16, run(16)
         while took < _LEAST and rounds < 1 << 24:
             rounds *= 2 if took > _LEAST / 8 else 8
             took, _ = run(rounds)

@@ -120,8 +120,8 @@ def svg(roofline: Roofline) -> str:
         slope = bandwidth / 1e3
         if not slope:
             continue
-        begin = max(axes.left, axes.bottom / slope)
-        ridge = roof.tera / slope
+        ridge = max(axes.left, roof.tera / slope)
+        begin = min(max(axes.left, axes.bottom / slope), ridge)
         colour = _COLOURS[roof.name]
         dash = ' stroke-dasharray="5 4" stroke-opacity="0.7"' if roof.nominal else ""
         kind = "nominal" if roof.nominal else "measured"
@@ -129,7 +129,7 @@ def svg(roofline: Roofline) -> str:
             f"<g><title>{escape(roof.name)}, {kind}: {roof.tera:.3g} * 10^12 operations/s, "
             f"{bandwidth:.0f} GB/s</title>"
             f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="'
-            f"{x(begin):.1f},{y(slope * begin):.1f} {x(ridge):.1f},{y(roof.tera):.1f} "
+            f"{x(begin):.1f},{y(min(slope * begin, roof.tera)):.1f} {x(ridge):.1f},{y(roof.tera):.1f} "
             f'{x(axes.right):.1f},{y(roof.tera):.1f}"/></g>'
         )
         if not roof.nominal:
