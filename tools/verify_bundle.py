@@ -31,6 +31,7 @@ RUN = """#!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
 out=${{OUT:-results}}
 mkdir -p "$out"
+[ -d "$here/site" ] || python3 -m zipfile -e "$here/site.zip" "$here/site" || exit 1
 export PYTHONPATH="$here/site" LEGACY_CUDA_CACHE="$here/cache" LEGACY_CUDA_HOME="$here/none"
 worst=0
 verify() {{
@@ -69,6 +70,8 @@ def main() -> int:
         check=True,
     )
     shutil.copytree(PACKAGE, site / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.make_archive(str(site), "zip", site)
+    shutil.rmtree(site)
     shutil.copy(options.probe, options.folder)
     with zipfile.ZipFile(options.probe) as wheel:
         names = wheel.namelist()

@@ -82,7 +82,8 @@ def _axes(roofline: Roofline) -> _Axes:
     highest = max(roof.tera for roof in roofline.roofs)
     left = 0.1
     lowest = min([left * roofline.bandwidth / 1e3, *(roof.tera for roof in roofline.roofs)])
-    ridge = highest / (roofline.bandwidth / 1e3)
+    slowest = min(roofline.bandwidth, roofline.nominal_bandwidth or roofline.bandwidth)
+    ridge = highest / (slowest / 1e3)
     right = max([4 * ridge, 100.0, *(point[0] for point in roofline.points)])
     return _Axes(left, right, lowest / 1.5, highest * 1.5)
 
@@ -122,6 +123,9 @@ def svg(roofline: Roofline) -> str:
             continue
         ridge = max(axes.left, roof.tera / slope)
         begin = min(max(axes.left, axes.bottom / slope), ridge)
+        corners = (
+            (begin, min(slope * begin, roof.tera)), (ridge, roof.tera), (axes.right, roof.tera)
+        )  # fmt: skip
         colour = _COLOURS[roof.name]
         dash = ' stroke-dasharray="5 4" stroke-opacity="0.7"' if roof.nominal else ""
         kind = "nominal" if roof.nominal else "measured"
@@ -129,8 +133,8 @@ def svg(roofline: Roofline) -> str:
             f"<g><title>{escape(roof.name)}, {kind}: {roof.tera:.3g} * 10^12 operations/s, "
             f"{bandwidth:.0f} GB/s</title>"
             f'<polyline fill="none" stroke="{colour}" stroke-width="2"{dash} points="'
-            f"{x(begin):.1f},{y(min(slope * begin, roof.tera)):.1f} {x(ridge):.1f},{y(roof.tera):.1f} "
-            f'{x(axes.right):.1f},{y(roof.tera):.1f}"/></g>'
+            + " ".join(f"{x(per_byte):.1f},{y(tera):.1f}" for per_byte, tera in corners)
+            + '"/></g>'
         )
         if not roof.nominal:
             out.append(
