@@ -12,7 +12,7 @@ from legacy_cuda.errors import SurroundingsError, UserError
 if TYPE_CHECKING:
     from legacy_cuda.capability import Capability
     from legacy_cuda.catalog import Gpu
-    from legacy_cuda.verify.code import Finder
+    from legacy_cuda.verify.code import Code, Finder
     from legacy_cuda.verify.run import Options, Survey
 
 _STYLES = {
@@ -20,6 +20,7 @@ _STYLES = {
     "incomplete": ("yellow",), "failed": ("red",), "error": ("red",), "hung": ("red",),
 }  # fmt: skip
 _GOOD = ("healthy", "right")
+_STARTED = ("start", "passed")
 
 
 def add(subparsers: Any) -> None:
@@ -177,7 +178,7 @@ def _codes(
     survey: Survey,
     chosen: list[dict[str, Any]],
     replay: Capability | None,
-) -> list[Any]:
+) -> list[Code]:
     """The code for each GPU; all are found before anything runs."""
     from legacy_cuda.capability import Capability
     from legacy_cuda.verify.code import Wanted
@@ -198,11 +199,13 @@ def _codes(
 def _verify(
     survey: Survey,
     chosen: list[dict[str, Any]],
-    codes: list[Any],
+    codes: list[Code],
     replay: Capability | None,
     options: Options,
 ) -> dict[str, Any]:
+    import itertools
     import time
+    from functools import partial
 
     from legacy_cuda import __version__, hardware
     from legacy_cuda.capability import Capability
@@ -213,32 +216,24 @@ def _verify(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     capabilities = [replay or Capability.parse(device["capability"]) for device in chosen]
     total = len(chosen) * (1 + len(options.steps))
+    begun = itertools.count()
     gpus = []
-    with output.steps() as tell:
-        for number, (device, code, capability) in enumerate(
-            zip(chosen, codes, capabilities, strict=True)
-        ):
-            done = iter(range(number * (1 + len(options.steps)), total))
-            steps = runner.gpu(
-                device,
-                code,
-                capability,
-                options,
-                lambda name, at=done, on=device: tell(  # type: ignore[misc]
-                    f"{on['index']}: {name}", next(at, total), total
-                ),
-            )
-            card = judge.identify(
-                hardware.pci_id(device["bus"], hardware.SYSFS), device["name"], device["memory"]
-            )
+    peers: list[dict[str, Any]] = []
+    with output.steps() as bar:
+
+        def tell(where: str, step: str) -> None:
+            bar(f"{where} {step}", min(next(begun), total), total)
+
+        for device, code, capability in zip(chosen, codes, capabilities, strict=True):
+            told = partial(tell, f"GPU {device['index']}:")
+            steps = runner.gpu(device, code, capability, options, told)
+            pci_id = hardware.pci_id(device["bus"], hardware.SYSFS)
+            card = judge.identify(pci_id, device["name"], device["memory"])
             gpus.append(_row(device, code, steps, card, replay))
-        peers: list[dict[str, Any]] = []
         if len(chosen) > 1 and all(item["verdict"]["state"] != "failed" for item in gpus):
             pairs = list(zip(codes, capabilities, strict=True))
-            found = runner.peers(chosen, pairs, options, lambda name: tell(name, total, total))
-            peers = [
-                item for item in found if item["name"] != "start" or item["outcome"] == "error"
-            ]
+            steps = runner.peers(chosen, pairs, options, partial(tell, "GPU"))
+            peers = [step for step in steps if (step["name"], step["outcome"]) != _STARTED]
     return {
         "tool": __version__,
         "created": created,
@@ -250,7 +245,7 @@ def _verify(
 
 def _row(
     device: dict[str, Any],
-    code: Any,
+    code: Code,
     steps: list[dict[str, Any]],
     card: Gpu | None,
     replay: Capability | None,

@@ -143,7 +143,8 @@ def _steps(
         why += "" if hung.ended else "; its process cannot be ended, the driver holds it"
         done[current] = {"outcome": "hung", "why": why, "facts": {}}
     except _EndedError as error:
-        done[current] = {"outcome": "error", "why": str(error), "facts": {}}
+        # once every step has answered, how the process ends is nobody's matter
+        done.setdefault(current, {"outcome": "error", "why": str(error), "facts": {}})
     missing = {"outcome": "not run", "why": f"the GPU was lost in: {current}", "facts": {}}
     return [{"name": name, **done.get(name, missing)} for name in names]
 
