@@ -30,9 +30,9 @@ def add(subparsers: Any) -> None:
         help="run known kernels on each GPU: right numbers, right rates?",
         description="Run known kernels on each GPU of this machine: arithmetic in fp32, fp64, fp16 "
         "and int8, atomics, shared memory, caches, all free memory; then the rates of memory, "
-        "arithmetic and links, compared with the catalog's figures for the card. About half a "
-        "minute for each GPU. Needs the NVIDIA driver, and no compiler: without the package "
-        "legacy-cuda-probe, NVRTC compiles the kernels, found here or downloaded.",
+        "arithmetic and links, compared with the catalog's figures for the card. Needs the NVIDIA "
+        "driver, and no compiler: without the package legacy-cuda-probe, NVRTC compiles the "
+        "kernels, found here or downloaded (20 MiB).",
         epilog="examples:\n"
         "  legacy-cuda verify\n"
         "  legacy-cuda verify --device 1 --load 300        heat shows after minutes\n"

@@ -13,6 +13,7 @@ import random
 import struct
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -282,11 +283,9 @@ def memory(gpu: Gpu) -> Facts:
             check(gpu, pieces, pattern, seed, bytes=tested)
         return {"bytes": tested, "patterns": len(PATTERNS)}
     finally:
-        for pointer, _ in pieces:
-            try:
+        with suppress(DriverError):  # the context may have ended
+            for pointer, _ in pieces:
                 context.release(pointer)
-            except DriverError:
-                break
 
 
 def write(gpu: Gpu, pointer: Pointer, size: int, place: int, pattern: int, seed: int) -> None:

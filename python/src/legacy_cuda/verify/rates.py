@@ -151,7 +151,7 @@ def link(gpu: Gpu) -> Facts:
 def peer(source: Gpu, target: Gpu, direct: bool) -> Facts:
     """From one GPU's memory to the other's; ``direct``: over the bus, without the machine's memory.
 
-    Between GPUs behind an IOMMU, direct copies have been seen to arrive wrong: they are compared.
+    With an IOMMU between GPUs, direct copies can arrive wrong: they are compared.
     """
     size = min(_size(source, 2), _size(target, 2), _LINK_BUFFER)
     source.context.use()
