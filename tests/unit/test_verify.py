@@ -347,7 +347,7 @@ def test_a_healthy_card(
     for drawing in re.findall(r"<svg.*?</svg>", text, re.S):
         ElementTree.fromstring(drawing)
     assert text.count("<svg") == 2 and "verified on Tesla P40 (stand-in)" in text
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_text(
@@ -592,6 +592,34 @@ def test_a_wheel_is_read_like_a_folder(probe: Path, tmp_path: Path) -> None:
     assert code.read_probe(wheel)[1] == code.read_probe(probe)[1]
     found = Finder(wheel).find(Wanted(Capability(6, 1), (13, 0)))
     assert (found.image, found.origin) == (b"cubin", wheel.name)
+
+
+def test_the_installed_probe_is_found(
+    probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(probe, site / code.PACKAGE)
+    (site / f"{code.PACKAGE}-0.7.dist-info").mkdir()
+    (site / f"{code.PACKAGE}-0.7.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {code.DISTRIBUTION}\nVersion: 0.7\n"
+    )
+    assert code.installed() == ("", {})
+    monkeypatch.chdir(PROBE)  # the sources of the package are not the package
+    monkeypatch.syspath_prepend(".")
+    assert code.installed() == ("", {})
+    monkeypatch.syspath_prepend(str(site))
+    found = Finder().find(Wanted(Capability(7, 0), (13, 0)))
+    assert (found.target, found.origin) == (Target.parse("sm_70"), "legacy-cuda-probe 0.7")
+
+
+def test_a_page_that_cannot_be_written(
+    machine: Callable[..., None], probe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Is said before anything runs."""
+    machine(fault="hang:cuInit")
+    command = ["verify", "--probe", str(probe), "--report", str(tmp_path)]
+    assert main(command) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @given(st.binary(max_size=300))

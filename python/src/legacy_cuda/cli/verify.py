@@ -94,10 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: an argument is out of range, or names a GPU that is not there.
         SurroundingsError: there is no GPU, no driver, or no code to run.
     """
+    from legacy_cuda.replay import report as files
+    from legacy_cuda.verify import page
     from legacy_cuda.verify import run as runner
     from legacy_cuda.verify.code import Finder
 
     _check(arguments)
+    if arguments.report is not None:
+        files.check_target(arguments.report)
     replay = _replay(arguments.replay)
     survey = runner.survey()
     if survey.problem or not survey.devices:
@@ -120,14 +124,19 @@ def run(arguments: argparse.Namespace) -> int:
         )
         codes = _codes(finder, survey, chosen, replay)
     document = _verify(survey, chosen, codes, replay, options)
-    if arguments.report is not None:
-        _write(arguments.report, document)
     if arguments.json:
         output.document("verify", document)
     else:
         _print(document)
     fine = all(item["verdict"]["state"] in _GOOD for item in document["gpus"])
     fine = fine and all(item["outcome"] in ("passed", "not run") for item in document["peers"])
+    if arguments.report is not None:
+        try:
+            files.put(page.html(document), arguments.report)
+        except OSError as error:
+            problem = SurroundingsError("the page could not be written", str(error))
+            output.error(problem)  # not as JSON: the results are the document
+            return problem.exit_code if fine else 1
     return 0 if fine else 1
 
 
@@ -276,21 +285,6 @@ def _row(
             ],
         },
     }
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """The page; a temporary sibling first, so that there is never half of one."""
-    from legacy_cuda.verify import page
-
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(page.html(document), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SurroundingsError(
-            "the page could not be written", str(error), "name another file with --report"
-        ) from error
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.verify.nvrtc import Nvrtc, NvrtcError
 
 SOURCE = Path(__file__).with_name("probe.cu")
+DISTRIBUTION = "legacy-cuda-probe"
 PACKAGE = "legacy_cuda_probe"
 
 _NAME = re.compile(r"(?:sm_\d{2,3}\.cubin|compute_\d{2,3}\.ptx)")
@@ -186,12 +187,14 @@ def knows(cuda: tuple[int, int], text: bytes) -> bool:
 
 def installed() -> tuple[str, dict[str, bytes]]:
     """The package legacy-cuda-probe of this Python: its name and version, and its files."""
-    import importlib.util
+    from importlib import metadata
 
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    try:
+        found = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
         return "", {}
-    return read_probe(Path(next(iter(spec.submodule_search_locations))))
+    _, files = read_probe(Path(str(found.locate_file(PACKAGE))))
+    return f"{DISTRIBUTION} {found.version}", files
 
 
 def read_probe(path: Path) -> tuple[str, dict[str, bytes]]:
@@ -222,7 +225,7 @@ def read_probe(path: Path) -> tuple[str, dict[str, bytes]]:
             "there is no file such as sm_61.cubin or compute_61.ptx in it",
             "name a wheel of legacy-cuda-probe, or its folder",
         )
-    return path.name if path.suffix == ".whl" else PACKAGE, found
+    return path.name, found
 
 
 def libraries() -> Iterator[Path]:
