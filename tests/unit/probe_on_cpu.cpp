@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 #include <ucontext.h>
 
@@ -109,10 +110,24 @@ static void run_one() {
 #define KERNEL_NAMED(name) \
   if (!strcmp(which, #name)) chosen = [](void **arguments) { call(&name, arguments); };
 
+// A walk through shared memory meets every word once, and with 32 always the same bank.
+static bool walks() {
+  for (u32 step : {1u, 2u, 3u, 32u, 96u}) {
+    static bool seen[SHARED_WORDS];
+    memset(seen, 0, sizeof seen);
+    for (u32 k = 0; k < SHARED_WORDS; k++) seen[place(k, step)] = true;
+    for (bool one : seen)
+      if (!one) return false;
+  }
+  for (u32 k = 0; k < 32; k++)
+    if (place(k, 32) % 32 || place(k, 1) % 32 != k) return false;
+  return true;
+}
+
 extern "C" bool probe_on_cpu(const char *which, unsigned blocks, unsigned threads, void **arguments) {
   chosen = nullptr;
   KERNELS
-  if (!chosen) return false;
+  if (!chosen || !walks()) return false;
   bool turns = !strcmp(which, "atomics") || !strcmp(which, "shared_memory");
   given = arguments;
   gridDim.x = blocks;
