@@ -51,6 +51,12 @@ def detect(sysfs: Path = SYSFS) -> list[Gpu]:
     return found
 
 
+def pci_id(address: str, sysfs: Path = SYSFS) -> str:
+    """``10de:1b38`` of the device at a PCI address such as ``0000:3b:00.0``; "" if not known."""
+    vendor, device = (_read(sysfs / address.lower() / part) for part in ("vendor", "device"))
+    return f"{vendor}:{device}".replace("0x", "") if vendor and device else ""
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii", errors="replace").strip().lower()

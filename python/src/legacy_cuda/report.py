@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -64,11 +65,7 @@ def html(manifest: dict[str, Any]) -> str:
     counts = Counter(gpu.product for gpu in gpus)
     cards = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(manifest['name'])}: legacy-cuda report</title>",
-        f"<style>{STYLE}</style></head><body><main>",
+        *head(f"{manifest['name']}: legacy-cuda report"),
         f"<h1>{escape(cards)}</h1>",
         f'<p class="lead">{escape(manifest["stack"])} stack, '
         f"made {escape(manifest['created'])} by legacy-cuda {escape(manifest['tool'])}</p>",
@@ -79,7 +76,7 @@ def html(manifest: dict[str, Any]) -> str:
         "<h2>Coverage</h2>",
         _picture(manifest, [gpu.capability for gpu in gpus]),
         "<h2>Why this stack</h2>",
-        _table(
+        table(
             ("part", "choice", "because"),
             [(item["subject"], item["choice"], item["because"]) for item in manifest["reasons"]],
         ),
@@ -91,7 +88,7 @@ def html(manifest: dict[str, Any]) -> str:
         f"{len(manifest['packages'])} packages, each by sha256"
         f"{', of those that are not compiled' if manifest['compiled'] else ''} from lock "
         f"{escape(manifest['lock']['name'])}</summary>",
-        _table(("package", "version"), list(manifest["packages"].items())),
+        table(("package", "version"), list(manifest["packages"].items())),
         "</details>",
         *_patched(manifest["patched"]),
         *_compiled(manifest["compiled"]),
@@ -101,6 +98,17 @@ def html(manifest: dict[str, Any]) -> str:
         "</main></body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def head(title: str) -> list[str]:
+    """A page up to the beginning of its text, in the style of all of them."""
+    return [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}</style></head><body><main>",
+    ]
 
 
 def _verdict(item: dict[str, Any]) -> str:
@@ -136,7 +144,7 @@ def _patched(items: list[dict[str, Any]]) -> list[str]:
             f"<h3>{escape(item['package'])} {escape(item['version'])}</h3>",
             f'<p class="legend">Made from {escape(source["file"])} (sha256 {source["sha256"]})'
             f"{more}; sha256 of the result {item['sha256']}{checked}.</p>",
-            _table(
+            table(
                 ("patch", "for capability", "why", "origin"),
                 [
                     (
@@ -167,8 +175,8 @@ def _compiled(items: list[dict[str, Any]]) -> list[str]:
         )
         for item in items
     ]
-    head = ("package", "toolchain", "from", "sha256", "as recorded")
-    return ["<h2>Compiled for these GPUs</h2>", _table(head, rows)]
+    heading = ("package", "toolchain", "from", "sha256", "as recorded")
+    return ["<h2>Compiled for these GPUs</h2>", table(heading, rows)]
 
 
 def _altered(names: list[str]) -> str:
@@ -196,8 +204,9 @@ def _tags(manifest: dict[str, Any]) -> str:
     return f'<div class="tags">{"".join(tags)}</div>'
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table; every cell is escaped."""
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )

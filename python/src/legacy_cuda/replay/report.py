@@ -155,9 +155,13 @@ def _beside(path: Path) -> Path:
 
 def write(document: dict[str, Any], path: Path) -> None:
     """Write the document, whole or not at all."""
-    text = json.dumps({"schema": "legacy-cuda/replay/1", **document}, indent=1)
+    put(json.dumps({"schema": "legacy-cuda/replay/1", **document}, indent=1) + "\n", path)
+
+
+def put(text: str, path: Path) -> None:
+    """Write a text, whole or not at all."""
     try:
-        _beside(path).write_text(text + "\n", encoding="utf-8")
+        _beside(path).write_text(text, encoding="utf-8")
         _beside(path).replace(path)
     finally:
         _beside(path).unlink(missing_ok=True)

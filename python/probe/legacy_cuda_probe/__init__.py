@@ -1,0 +1,1 @@
+"""Device code of ``legacy-cuda verify``: files called ``sm_61.cubin`` and ``compute_61.ptx``."""

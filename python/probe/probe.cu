@@ -1,0 +1,1 @@
+../src/legacy_cuda/verify/probe.cu
