@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 _DP4A = re.compile(r"\bIDP4?\.4A|\bDP4A|\bIDP\b")
 _HALF = re.compile(r"\bH(FMA2|ADD2|MUL2|SET2|SETP2|MNMX2|MMA)")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
-_CODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_CODE = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"  # {: two at once
+)
 _EMPTY = 64  # instructions, at most, of a kernel that only returns or traps
 _NAME = re.compile(r"^_Z(?:N)?(\d+)(.*)")
 
