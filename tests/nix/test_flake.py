@@ -119,11 +119,14 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def answer(gpus: tuple[Gpu, ...], engine: str) -> dict[str, Any]:
-    """Python's answer in the form of Nix's, without the sentences that explain a refusal."""
+    """Python's answer in the form of Nix's."""
     found = resolve(gpus, catalog.find_engine(engine))
     names = [gpu.name for gpu in found.gpus]
     if not isinstance(found, Stack):
-        return {"refusal": {"rule": found.rule, "engine": engine, "gpus": names}}
+        because = list(found.because)
+        return {
+            "refusal": {"rule": found.rule, "engine": engine, "gpus": names, "because": because}
+        }
     branch = found.driver.branch
     return {
         "gpus": names,
@@ -160,11 +163,8 @@ def nix_answers(
           stacks = import (nix + "/stacks.nix") (catalog // {change});
           ask = question: stacks.resolveFor (builtins.elemAt question 0)
             (builtins.elemAt question 1);
-          brief = found: if found ? refusal
-            then {{ refusal = builtins.removeAttrs found.refusal [ "because" ]; }}
-            else found;
         in
-        map (question: brief (ask question)) (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
+        map ask (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
         """
     )
 
