@@ -44,6 +44,8 @@ in
   # Lists keep the order of the files: generations of GPUs, driver branches and stacks oldest first.
   inherit gpuList stackList;
   branchList = (read "drivers").branch;
+  cudnnList = (read "cudnn").cudnn;
+  patchedList = (read "patched").patched;
 
   gpus = by "name" gpuList;
   stacks = by "name" stackList;

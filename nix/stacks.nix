@@ -206,6 +206,8 @@ let
       };
 in
 rec {
+  inherit holds;
+
   # resolveFor "torch" [ "p40" "p4" ]: names, aliases, product names or PCI ids, one for each card.
   resolveFor =
     engine: names:
@@ -218,6 +220,26 @@ rec {
       resolveSorted known (sort older (map catalog.findGpu names));
 
   resolve = resolveFor "torch";
+
+  # The newest driver that serves these cards, whatever is to run on them; null where there is none.
+  driverFor =
+    names:
+    let
+      usable = driversServing names;
+    in
+    if usable == [ ] then null else last usable;
+
+  # Every driver that serves them, oldest branch first: { branch, flavour }.
+  driversServing = names: driversFor (capabilitiesOf names);
+
+  # What these cards compute with, oldest first, each once.
+  capabilitiesOf =
+    names: unique (map (gpu: gpu.capability) (sort older (map catalog.findGpu names)));
+
+  # A refusal in one sentence.
+  sentence =
+    refusal:
+    "${refusal.engine} on ${concatStringsSep ", " (unique refusal.gpus)} is refused [${refusal.rule}]: ${concatStringsSep "; " refusal.because}";
 
   # Every card of the catalog by itself, by name.
   stackFor = builtins.mapAttrs (name: _: resolve [ name ]) catalog.gpus;
