@@ -221,14 +221,6 @@ rec {
 
   resolve = resolveFor "torch";
 
-  # The newest driver that serves these cards, whatever is to run on them; null where there is none.
-  driverFor =
-    names:
-    let
-      usable = driversServing names;
-    in
-    if usable == [ ] then null else last usable;
-
   # Every driver that serves them, oldest branch first: { branch, flavour }.
   driversServing = names: driversFor (capabilitiesOf names);
 

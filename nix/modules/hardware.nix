@@ -18,11 +18,12 @@ let
   # nothing is set on any Kepler card unless somebody asks for it.
   isKepler = card: catalog.capabilities.${card.capability}.architecture == "Kepler";
 
-  resolved = stacks.driverFor cfg.gpus;
+  # Branches that NixOS has, and which of them, with which kernel module, serve all of the cards.
   branches = lib.filter (branch: branch ? nixos_attribute) catalog.branchList;
+  serving = lib.filter (found: found.branch ? nixos_attribute) (stacks.driversServing cfg.gpus);
+  newest = if serving == [ ] then null else (lib.last serving).branch.branch;
   branch = lib.findFirst (row: row.branch == cfg.branch) null branches;
   attribute = branch.nixos_attribute;
-  serving = stacks.driversServing cfg.gpus;
   driver = lib.findFirst (found: found.branch.branch == cfg.branch) null serving;
 
   # Does the driver of that branch compile on this kernel?
@@ -110,7 +111,7 @@ in
 
     branch = mkOption {
       type = types.enum (map (row: row.branch) branches);
-      default = if !enabled || resolved == null then (lib.last branches).branch else resolved.branch.branch;
+      default = if !enabled || newest == null then (lib.last branches).branch else newest;
       defaultText = lib.literalMD "the newest branch that serves all of the cards";
       description = "The branch of NVIDIA's driver.";
     };
@@ -203,8 +204,8 @@ in
         message = stacks.sentence refusal;
       }
       {
-        assertion = resolved == null || driver != null;
-        message = "driver branch ${cfg.branch} does not serve ${lib.concatStringsSep ", " cfg.gpus}; the newest that does is ${resolved.branch.branch}";
+        assertion = newest == null || driver != null;
+        message = "driver branch ${cfg.branch} does not serve ${lib.concatStringsSep ", " cfg.gpus}; the newest that does is ${newest}";
       }
       {
         assertion = driver == null || fits config.boot.kernelPackages;
@@ -262,8 +263,7 @@ in
       legacy-cuda-ready = {
         description = "Wait for the NVIDIA driver";
         wantedBy = [ "multi-user.target" ];
-        after = [ "systemd-udev-settle.service" ];
-        serviceConfig = hardening.driver // {
+        serviceConfig = hardening // {
           Type = "oneshot";
           RemainAfterExit = true;
           DynamicUser = true;
@@ -279,7 +279,7 @@ in
           "legacy-cuda-ready.service"
           "nvidia-persistenced.service"
         ];
-        serviceConfig = hardening.driver // {
+        serviceConfig = hardening // {
           Type = "oneshot";
           RemainAfterExit = true;
           # The driver takes a limit from an administrator only.
@@ -296,7 +296,7 @@ in
           "legacy-cuda-ready.service"
           "legacy-cuda-power-limits.service"
         ];
-        serviceConfig = hardening.driver // {
+        serviceConfig = hardening // {
           CapabilityBoundingSet = [ "CAP_SYS_ADMIN" ];
           ExecStart = lib.concatStringsSep " " (
             [
@@ -314,7 +314,7 @@ in
         description = "Load nvidia_uvm anew after a suspend";
         wantedBy = sleeps;
         after = sleeps ++ [ "nvidia-resume.service" ];
-        serviceConfig = hardening.driver // {
+        serviceConfig = hardening // {
           Type = "oneshot";
           CapabilityBoundingSet = [ "CAP_SYS_MODULE" ];
           DeviceAllow = [ ];

@@ -18,7 +18,6 @@ let
   architectures = map (
     name: catalog.capabilities.${catalog.gpus.${name}.capability}.architecture
   ) gpus;
-  hardening = (import ./hardening.nix).engine;
 in
 {
   options.services.legacy-cuda.llama-cpp = {
@@ -102,8 +101,15 @@ in
       after = [ "legacy-cuda-ready.service" ];
       # as nvidia-smi numbers them
       environment.CUDA_DEVICE_ORDER = "PCI_BUS_ID";
+      # NixOS's module leaves devices open.
       serviceConfig = {
-        inherit (hardening) DeviceAllow DevicePolicy UMask;
+        DevicePolicy = "closed";
+        DeviceAllow = [
+          "char-nvidiactl"
+          "char-nvidia-frontend"
+          "char-nvidia-uvm"
+        ];
+        UMask = "0077";
       };
     };
 

@@ -9,7 +9,8 @@ if [ "${#running[@]}" -gt 0 ]; then
   systemctl stop "${running[@]}"
 fi
 status=0
-if ! { modprobe --remove nvidia_uvm && modprobe nvidia_uvm; }; then
+# not modprobe --remove: that may take the driver out as well
+if ! { rmmod nvidia_uvm && modprobe nvidia_uvm; }; then
   echo "nvidia_uvm is in use by something else: CUDA may not work until the machine is restarted" >&2
   status=1
 fi

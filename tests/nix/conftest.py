@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,21 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a stub for each input of the flake, by its name."""
+    """A folder with a stub for each input of the flake, by its name.
+
+    With LEGACY_CUDA_NIXPKGS_LIB, the folder ``lib`` of a nixpkgs, its module system and functions
+    take the place of the stub's.
+    """
     folder = tmp_path_factory.mktemp("inputs")
     here = Path(__file__).parent
     for name in INPUTS:
         source = "cuda-legacy-stub" if name == "cuda-legacy" else "nixpkgs-stub"
         shutil.copytree(here / source, folder / name)
     (folder / "nixpkgs-25_11" / "release.nix").write_text(NIXOS_25_11)
+    real_lib = os.environ.get("LEGACY_CUDA_NIXPKGS_LIB")
+    if real_lib:
+        for name in ("nixpkgs", "nixpkgs-25_11"):
+            (folder / name / "lib.nix").write_text(f"import {as_nix(Path(real_lib).resolve())}\n")
     return folder
 
 

@@ -36,7 +36,6 @@ lib: builtins.groupBy (name: builtins.typeOf lib.${name}) (builtins.attrNames li
 """
 
 
-
 def answer(gpus: tuple[Gpu, ...], engine: str) -> dict[str, Any]:
     """Python's answer in the form of Nix's."""
     found = resolve(gpus, catalog.find_engine(engine))

@@ -1,7 +1,7 @@
 """The flake's packages: which there are, and with which arguments nixpkgs is asked for each.
 
-With stubs for the inputs, so no package is built. That nixpkgs takes these arguments was read in its
-files: tools/nixpkgs_attributes.py.
+With stubs for the inputs, so no package is built. That nixpkgs takes these arguments was read in
+its files: tools/nixpkgs_attributes.py.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_triton_is_patched_where_it_is_installed(packages: Packages) -> None:
         assert install.count(f"{patch.name}\n") == 1
     assert install.count("--fuzz=0") == len(list(folder.iterdir()))
     for module in row.modules:
-        assert f" {module.source} " in install and f"/{module.target}\"" in install
+        assert f" {module.source} " in install and f'/{module.target}"' in install
 
 
 def test_a_triton_without_patches_is_refused(outputs: Outputs) -> None:
@@ -164,9 +164,7 @@ def wheels(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("gpu", ONE_OF_EACH, ids=lambda gpu: gpu.name)
-def test_wheels_are_those_of_the_lock(
-    wheels: dict[str, list[dict[str, Any]]], gpu: Gpu
-) -> None:
+def test_wheels_are_those_of_the_lock(wheels: dict[str, list[dict[str, Any]]], gpu: Gpu) -> None:
     stack = stack_of(gpu, "torch")
     assert stack is not None
     python = stack.facts.pythons[0]
@@ -267,8 +265,12 @@ def tiny_wheel(path: Path, module: str) -> None:
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{module}.py", "def main():\n    import sys; print(sys.executable)\n")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{module}={module}:main\n")
         archive.writestr(f"{info}/RECORD", "")
 
@@ -323,7 +325,12 @@ def test_the_script_that_installs_wheels(outputs: Outputs, tmp_path: Path) -> No
         f"""
         let
           pkgs = flake.nixpkgs.legacyPackages.x86_64-linux;
-          python = {{ outPath = {json.dumps(sys.prefix)}; pname = "python3"; meta = {{ }}; }};
+          python = {{
+            type = "derivation";
+            outPath = {json.dumps(sys.prefix)};
+            pname = "python3";
+            meta = {{ }};
+          }};
           package = pkgs.callPackage (nix + "/../pkgs/wheels/package.nix") {{
             inherit python;
             legacy-cuda = null;

@@ -10,7 +10,7 @@
     {
       legacyPackages.${system} = import ./. { inherit system; };
       lib = lib // {
-        nixosSystem = { modules, ... }: import ./nixos.nix { inherit lib system modules; };
+        nixosSystem = arguments: import ./nixos.nix ({ inherit lib system; } // arguments);
       };
     };
 }

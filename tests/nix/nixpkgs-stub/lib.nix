@@ -103,7 +103,7 @@ let
   # Types ------------------------------------------------------------------------------------------
   same =
     place: values:
-    if all (value: value == head values) values then
+    if length values == 1 || all (value: value == head values) values then
       head values
     else
       throw "The option `${place}' has conflicting definition values";

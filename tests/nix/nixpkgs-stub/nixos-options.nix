@@ -15,7 +15,7 @@ let
 in
 {
   options = {
-    assertions = option (types.listOf types.anything) [ ];
+    assertions = option (types.listOf types.raw) [ ];
     warnings = strings;
     system.stateVersion = required types.str;
     nixpkgs.config = option types.anything { };

@@ -3,14 +3,12 @@
   lib,
   system,
   modules,
+  pkgs ? import ./. { inherit system; },
 }:
 let
-  options = import ./nixos-options.nix;
-  pkgs = import ./. { inherit system; };
   evaluated = lib.evalModules {
-    modules = [ options ] ++ modules;
+    modules = [ (import ./nixos-options.nix) ] ++ modules;
     specialArgs = { inherit pkgs; };
   };
-  failed = map (one: one.message) (lib.filter (one: !one.assertion) evaluated.config.assertions);
 in
-evaluated // { inherit failed pkgs; }
+evaluated // { inherit pkgs; }
