@@ -60,5 +60,20 @@ in
           };
         };
     };
+
+    # What NixOS's module leaves open; it needs no device and no privilege.
+    systemd.services.litellm.serviceConfig = {
+      CapabilityBoundingSet = [ "" ];
+      NoNewPrivileges = true;
+      PrivateDevices = true;
+      PrivateMounts = true;
+      ProtectSystem = "strict";
+      RemoveIPC = true;
+      RestrictSUIDSGID = true;
+      SystemCallFilter = [
+        "@system-service"
+        "~@privileged"
+      ];
+    };
   };
 }

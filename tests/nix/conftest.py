@@ -46,12 +46,32 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"path:{folder}"
 
 
+# Modules of NixOS that ours build on.
+UPSTREAM = {
+    "llama-cpp": "services/misc/llama-cpp.nix",
+    "litellm": "services/misc/litellm.nix",
+    "nvidia": "hardware/video/nvidia.nix",
+    "ollama": "services/misc/ollama.nix",
+    "open-webui": "services/misc/open-webui.nix",
+}
+
+
+def _take_from(checkout: Path, folder: Path) -> None:
+    modules = {name: checkout / "nixos" / "modules" / path for name, path in UPSTREAM.items()}
+    upstream = "".join(
+        f'"{name}" = {as_nix(path)};\n' for name, path in modules.items() if path.exists()
+    )
+    for name in ("nixpkgs", "nixpkgs-25_11"):
+        (folder / name / "lib.nix").write_text(f"import {as_nix(checkout / 'lib')}\n")
+        (folder / name / "upstream.nix").write_text(f"{{ {upstream} }}\n")
+
+
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a stub for each input of the flake, by its name.
 
-    With LEGACY_CUDA_NIXPKGS_LIB, the folder ``lib`` of a nixpkgs, its module system and functions
-    take the place of the stub's.
+    LEGACY_CUDA_NIXPKGS may name a checkout of nixpkgs, or as much of one as is to be had: its lib
+    and its modules then take the place of the stub's.
     """
     folder = tmp_path_factory.mktemp("inputs")
     here = Path(__file__).parent
@@ -59,10 +79,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = "cuda-legacy-stub" if name == "cuda-legacy" else "nixpkgs-stub"
         shutil.copytree(here / source, folder / name)
     (folder / "nixpkgs-25_11" / "release.nix").write_text(NIXOS_25_11)
-    real_lib = os.environ.get("LEGACY_CUDA_NIXPKGS_LIB")
-    if real_lib:
-        for name in ("nixpkgs", "nixpkgs-25_11"):
-            (folder / name / "lib.nix").write_text(f"import {as_nix(Path(real_lib).resolve())}\n")
+    checkout = os.environ.get("LEGACY_CUDA_NIXPKGS")
+    if checkout:
+        _take_from(Path(checkout).resolve(), folder)
     return folder
 
 

@@ -3,8 +3,13 @@ evaluated:
 let
   inherit (evaluated) config;
   failed = builtins.filter (one: !one.assertion) config.assertions;
-  engine = service: if service.enable then removeAttrs service [ "package" ] else null;
-  removeAttrs = builtins.removeAttrs;
+  # Options by name: some that are there only say that they were removed.
+  pick =
+    names: service:
+    if service.enable then
+      builtins.listToAttrs (map (name: { inherit name; value = service.${name}; }) names)
+    else
+      null;
 in
 {
   failed = map (one: one.message) failed;
@@ -24,25 +29,43 @@ in
     containers = config.hardware.nvidia-container-toolkit.enable;
   };
   inherit (config.hardware.legacy-cuda) notes;
-  etc = builtins.mapAttrs (_: file: file.text) config.environment.etc;
+  notes-file = config.environment.etc."legacy-cuda/notes".text or null;
   tmpfiles = config.systemd.tmpfiles.rules;
+  inherit (config) users;
   firewall = config.networking.firewall.allowedTCPPorts;
   units = builtins.mapAttrs (_: unit: {
     inherit (unit)
       description
       after
       requires
+      wants
       wantedBy
       environment
+      preStart
+      script
       serviceConfig
       ;
   }) config.systemd.services;
-  services = builtins.mapAttrs (_: engine) {
-    inherit (config.services)
-      ollama
-      llama-cpp
-      litellm
-      open-webui
-      ;
+  services = {
+    ollama = pick [
+      "host"
+      "port"
+      "loadModels"
+      "environmentVariables"
+      "modelsDir"
+      "user"
+      "group"
+    ] config.services.ollama;
+    llama-cpp = pick [ "settings" ] config.services.llama-cpp;
+    litellm = pick [
+      "host"
+      "port"
+      "settings"
+    ] config.services.litellm;
+    open-webui = pick [
+      "host"
+      "port"
+      "environment"
+    ] config.services.open-webui;
   };
 }

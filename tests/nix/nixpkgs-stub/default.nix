@@ -99,6 +99,21 @@ let
       name: attributes: script:
       record name { inherit attributes script; } // attributes.passthru or { };
     writeShellApplication = arguments: record arguments.name arguments;
+    writeShellScript = name: text: record name { inherit text; };
+    fetchurl = arguments: record "source" arguments;
+    symlinkJoin = arguments: record arguments.name arguments;
+    runtimeShell = "/bin/sh";
+    pkgsi686Linux = final // {
+      stdenv.is32bit = true;
+    };
+    formats.keyValue = _: {
+      type = lib.types.attrs;
+      generate = name: value: record name { inherit value; };
+    };
+    formats.yaml = _: {
+      type = lib.types.anything;
+      generate = name: value: record name { inherit value; };
+    };
     fetchPypi = arguments: record "${arguments.pname}-${arguments.version}.whl" arguments;
     dockerTools = {
       streamLayeredImage = arguments: record arguments.name arguments;
@@ -139,8 +154,11 @@ let
     llama-cpp = overridable "llama-cpp" "1" { };
     ollama = overridable "ollama" "1" { };
 
-    stdenv.cc.cc = plain "gcc" // {
-      lib = plain "gcc-lib";
+    stdenv = {
+      is32bit = false;
+      cc.cc = plain "gcc" // {
+        lib = plain "gcc-lib";
+      };
     };
     nixfmt-tree = plain "nixfmt-tree";
 
@@ -150,14 +168,25 @@ let
         kernel = version: {
           kernel = {
             inherit version;
+            kernelAtLeast = lib.versionAtLeast version;
           };
           nvidiaPackages = builtins.mapAttrs (
             name: version:
             plain "nvidia-${name}"
             // {
               inherit version;
-              bin = plain "nvidia-${name}-bin";
+              useProfiles = true;
+              open = plain "nvidia-${name}-open";
             }
+            // lib.genAttrs [
+              "bin"
+              "firmware"
+              "lib32"
+              "mod"
+              "out"
+              "persistenced"
+              "settings"
+            ] (part: plain "nvidia-${name}-${part}")
           ) release.drivers;
         };
       in
@@ -171,8 +200,18 @@ let
   // lib.genAttrs [
     "coreutils"
     "curl"
+    "egl-gbm"
+    "egl-wayland"
+    "egl-wayland2"
+    "egl-x11"
+    "findutils"
+    "gawk"
+    "gnused"
     "kmod"
+    "litellm"
     "makeBinaryWrapper"
+    "nvidia-vaapi-driver"
+    "open-webui"
     "systemd"
     "uv"
     "zlib"

@@ -7,7 +7,7 @@
 }:
 let
   evaluated = lib.evalModules {
-    modules = [ (import ./nixos-options.nix) ] ++ modules;
+    modules = [ (import ./nixos-options.nix { upstream = import ./upstream.nix; }) ] ++ modules;
     specialArgs = { inherit pkgs; };
   };
 in
