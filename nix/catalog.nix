@@ -55,6 +55,5 @@ in
   locks = listToAttrs (map (stack: pair stack.lock (read "locks/${stack.lock}")) stackList);
 
   # The card of that name, alias, product name or PCI id ("10de:1b38").
-  findGpu =
-    text: index.${normal text} or (throw "no GPU called \"${text}\" is in the catalog");
+  findGpu = text: index.${normal text} or (throw "no GPU called \"${text}\" is in the catalog");
 }

@@ -24,7 +24,8 @@ let
   attributeOf = toolkit: "cudaPackages_" + replaceStrings [ "." ] [ "_" ] toolkit;
   majorOf = toolkit: "cudaPackages_" + head (splitVersion toolkit);
 
-  manifestsOf = lib: import (cuda-legacy + "/pkgs/development/cuda-modules/_cuda/manifests") { inherit lib; };
+  manifestsOf =
+    lib: import (cuda-legacy + "/pkgs/development/cuda-modules/_cuda/manifests") { inherit lib; };
 
   # Of these cuDNN versions the newest that still has code for all of them.
   cudnnFor =
@@ -88,8 +89,8 @@ rec {
         cudaForwardCompat = false;
       };
       # cuda-legacy replaces the table of all manifests, so it is left out where it is not needed.
-      overlays =
-        (if brings nixpkgs toolkit then [ ] else [ (import (cuda-legacy + "/overlays")) ])
-        ++ [ (overlay wanted) ];
+      overlays = (if brings nixpkgs toolkit then [ ] else [ (import (cuda-legacy + "/overlays")) ]) ++ [
+        (overlay wanted)
+      ];
     };
 }

@@ -38,10 +38,7 @@ let
   isLegacy = gpu: catalog.capabilities.${gpu.capability}.legacy;
   older =
     a: b:
-    if a.capability == b.capability then
-      a.name < b.name
-    else
-      number a.capability < number b.capability;
+    if a.capability == b.capability then a.name < b.name else number a.capability < number b.capability;
 
   # One machine loads one branch with one flavour of its kernel module: these pairs, oldest first.
   drivers = concatMap (
@@ -130,9 +127,7 @@ let
             catalog.toolkits.${stack.cuda}.driver_min
           } or newer, these GPUs end with branch ${newest}"
         else
-          "${lock}: its PTX for ${needed} needs driver branch ${
-            toString (jit needed)
-          } or newer, these GPUs end with branch ${newest}";
+          "${lock}: its PTX for ${needed} needs driver branch ${toString (jit needed)} or newer, these GPUs end with branch ${newest}";
     in
     map sentence (unique (map (stack: stack.lock) stacks));
 
@@ -225,8 +220,7 @@ rec {
   driversServing = names: driversFor (capabilitiesOf names);
 
   # What these cards compute with, oldest first, each once.
-  capabilitiesOf =
-    names: unique (map (gpu: gpu.capability) (sort older (map catalog.findGpu names)));
+  capabilitiesOf = names: unique (map (gpu: gpu.capability) (sort older (map catalog.findGpu names)));
 
   # A refusal in one sentence.
   sentence =

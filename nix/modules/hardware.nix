@@ -7,7 +7,12 @@
   ...
 }:
 let
-  inherit (lib) mkDefault mkIf mkOption types;
+  inherit (lib)
+    mkDefault
+    mkIf
+    mkOption
+    types
+    ;
 
   cfg = config.hardware.legacy-cuda;
   enabled = cfg.gpus != [ ];
@@ -41,9 +46,9 @@ let
     builtins.match "linux_[0-9]+_[0-9]+" name != null
     && (builtins.tryEval pkgs.linuxKernel.packages.${name}.kernel.version).success
   ) (builtins.attrNames pkgs.linuxKernel.packages);
-  fitting = lib.sort (
-    a: b: lib.versionOlder a.kernel.version b.kernel.version
-  ) (lib.filter fits (map (name: pkgs.linuxKernel.packages.${name}) numbered));
+  fitting = lib.sort (a: b: lib.versionOlder a.kernel.version b.kernel.version) (
+    lib.filter fits (map (name: pkgs.linuxKernel.packages.${name}) numbered)
+  );
 
   refusal = (stacks.resolve cfg.gpus).refusal or null;
   # Whether there is anything for these cards at all is for the driver to say; what an engine
@@ -61,8 +66,9 @@ let
     ++ lib.optional (
       (card.cooling or "active") == "passive"
     ) "${card.product}: passive, needs a duct and a fan outside a server chassis"
-    ++ lib.optional (card.ecc or false && lib.hasPrefix "GDDR" card.memory_type)
-      "${card.product}: with ECC on a part of its ${card.memory_type} is not to be had; nvidia-smi --ecc-config=0 and a restart of the machine give it back"
+    ++
+      lib.optional (card.ecc or false && lib.hasPrefix "GDDR" card.memory_type)
+        "${card.product}: with ECC on a part of its ${card.memory_type} is not to be had; nvidia-smi --ecc-config=0 and a restart of the machine give it back"
   ) each;
 
   hardening = import ./hardening.nix;
@@ -284,7 +290,13 @@ in
           RemainAfterExit = true;
           # The driver takes a limit from an administrator only.
           CapabilityBoundingSet = [ "CAP_SYS_ADMIN" ];
-          ExecStart = lib.concatStringsSep " " ([ (script "power-limits" [ ]) nvidia-smi ] ++ limits);
+          ExecStart = lib.concatStringsSep " " (
+            [
+              (script "power-limits" [ ])
+              nvidia-smi
+            ]
+            ++ limits
+          );
         };
       };
 

@@ -11,7 +11,12 @@
   ...
 }:
 let
-  inherit (lib) mkDefault mkIf mkOption types;
+  inherit (lib)
+    mkDefault
+    mkIf
+    mkOption
+    types
+    ;
 
   cfg = config.services.legacy-cuda.ollama;
   inherit (config.hardware.legacy-cuda) gpus;

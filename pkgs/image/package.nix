@@ -48,21 +48,21 @@ dockerTools.streamLayeredImage {
       Timeout = 20 * 1000000000;
       StartPeriod = 300 * 1000000000;
     };
-    Env =
-      lib.mapAttrsToList (key: value: "${key}=${value}") (
-        {
-          HOME = "/home";
-          # what the container runtime puts in: the driver's libraries and nvidia-smi
-          NVIDIA_VISIBLE_DEVICES = "all";
-          NVIDIA_DRIVER_CAPABILITIES = "compute,utility";
-          LD_LIBRARY_PATH = "/usr/lib64:/usr/lib/x86_64-linux-gnu";
-          CUDA_DEVICE_ORDER = "PCI_BUS_ID";
-        }
-        // (settings.environment or { })
-      );
+    Env = lib.mapAttrsToList (key: value: "${key}=${value}") (
+      {
+        HOME = "/home";
+        # what the container runtime puts in: the driver's libraries and nvidia-smi
+        NVIDIA_VISIBLE_DEVICES = "all";
+        NVIDIA_DRIVER_CAPABILITIES = "compute,utility";
+        LD_LIBRARY_PATH = "/usr/lib64:/usr/lib/x86_64-linux-gnu";
+        CUDA_DEVICE_ORDER = "PCI_BUS_ID";
+      }
+      // (settings.environment or { })
+    );
     Labels = {
       "org.opencontainers.image.title" = "${engine} for ${product}";
-      "org.opencontainers.image.description" = "${engine} with code for capability ${capability}; the host needs NVIDIA's driver, proprietary module, for example ${driver}";
+      "org.opencontainers.image.description" =
+        "${engine} with code for capability ${capability}; the host needs NVIDIA's driver, proprietary module, for example ${driver}";
       "org.opencontainers.image.version" = program.version or "";
       "dev.legacy-cuda.gpu" = name;
       "dev.legacy-cuda.capability" = capability;

@@ -12,11 +12,12 @@
 }:
 
 let
-  recorded =
-    lib.findFirst (entry: entry.name == wheel.file)
-      (throw "patched.toml records no result for ${wheel.file}")
-      row.wheel;
-  file = builtins.replaceStrings [ "-${row.version}-" ] [ "-${row.version}+${row.local}-" ] wheel.file;
+  recorded = lib.findFirst (
+    entry: entry.name == wheel.file
+  ) (throw "patched.toml records no result for ${wheel.file}") row.wheel;
+  file =
+    builtins.replaceStrings [ "-${row.version}-" ] [ "-${row.version}+${row.local}-" ]
+      wheel.file;
 in
 runCommand "${row.package}-${row.version}-${row.local}.whl"
   {

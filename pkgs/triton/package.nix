@@ -16,7 +16,9 @@ let
   '') series;
   folder = ../../python/src/legacy_cuda/patches/triton + "/${row.version}";
   patches = map (name: folder + "/${name}") (builtins.attrNames (builtins.readDir folder));
-  modules = map (module: module // { path = ../../python/src/legacy_cuda + "/${module.source}"; }) row.modules;
+  modules = map (
+    module: module // { path = ../../python/src/legacy_cuda + "/${module.source}"; }
+  ) row.modules;
 in
 triton.overridePythonAttrs (previous: {
   # Exactly or not at all: no fuzz. An offset is fine, nixpkgs patches the same files.

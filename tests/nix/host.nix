@@ -7,7 +7,12 @@ let
   pick =
     names: service:
     if service.enable then
-      builtins.listToAttrs (map (name: { inherit name; value = service.${name}; }) names)
+      builtins.listToAttrs (
+        map (name: {
+          inherit name;
+          value = service.${name};
+        }) names
+      )
     else
       null;
 in

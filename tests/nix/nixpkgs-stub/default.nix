@@ -50,172 +50,178 @@ let
     in
     function (builtins.intersectAttrs (builtins.functionArgs function) pkgs // given);
 
-  base = final: {
-    inherit lib config;
-    callPackage = callPackage final;
-    # For the tests: how this nixpkgs was asked for.
-    imported = {
-      inherit config release;
-      overlays = builtins.length overlays;
-    };
-
-    _cuda = import ./cuda.nix { inherit lib; };
-    cudaPackages_12_6 = final._cuda.make final "12.6.3" "9.22.0";
-    cudaPackages_12_8 = final._cuda.make final "12.8.1" "9.22.0";
-    cudaPackages_12_9 = final._cuda.make final "12.9.1" "9.22.0";
-    cudaPackages_12 = final.cudaPackages_12_9;
-    cudaPackages = final.cudaPackages_12;
-    # What nixpkgs does with a set that it has no more.
-    cudaPackages_11_8 = throw "CUDA 11.8 has been removed";
-
-    # `nix develop` takes derivations only whose builder is called bash, and builds them with a script
-    # of its own, which asks for `outputs`.
-    mkShell =
-      arguments:
-      derivation (
-        {
-          inherit (arguments) name;
-          inherit system;
-          builder = "/bin/bash";
-          outputs = [ "out" ];
-          packages = arguments.packages or [ ];
-          shellHook = arguments.shellHook or "";
-        }
-        // arguments.env or { }
-      )
-      // {
-        recorded = arguments;
+  base =
+    final:
+    {
+      inherit lib config;
+      callPackage = callPackage final;
+      # For the tests: how this nixpkgs was asked for.
+      imported = {
+        inherit config release;
+        overlays = builtins.length overlays;
       };
-    # `nix develop` looks for its bash in here.
-    bashInteractive = derivation {
-      inherit system;
-      name = "bash";
-      builder = "/bin/sh";
-      PATH = "/bin:/usr/bin";
-      args = [ "-c" "mkdir -p $out/bin && ln -s /bin/bash $out/bin/bash" ];
-    };
 
-    runCommand =
-      name: attributes: script:
-      record name { inherit attributes script; } // attributes.passthru or { };
-    writeShellApplication = arguments: record arguments.name arguments;
-    writeShellScript = name: text: record name { inherit text; };
-    fetchurl = arguments: record "source" arguments;
-    symlinkJoin = arguments: record arguments.name arguments;
-    runtimeShell = "/bin/sh";
-    pkgsi686Linux = final // {
-      stdenv.is32bit = true;
-    };
-    formats.keyValue = _: {
-      type = lib.types.attrs;
-      generate = name: value: record name { inherit value; };
-    };
-    formats.yaml = _: {
-      type = lib.types.anything;
-      generate = name: value: record name { inherit value; };
-    };
-    fetchPypi = arguments: record "${arguments.pname}-${arguments.version}.whl" arguments;
-    dockerTools = {
-      streamLayeredImage = arguments: record arguments.name arguments;
-      caCertificates = plain "ca-certificates";
-      fakeNss = plain "fake-nss";
-    };
-    addDriverRunpath.driverLink = "/run/opengl-driver";
-    testers.runNixOSTest = arguments: record "vm-test" arguments;
+      _cuda = import ./cuda.nix { inherit lib; };
+      cudaPackages_12_6 = final._cuda.make final "12.6.3" "9.22.0";
+      cudaPackages_12_8 = final._cuda.make final "12.8.1" "9.22.0";
+      cudaPackages_12_9 = final._cuda.make final "12.9.1" "9.22.0";
+      cudaPackages_12 = final.cudaPackages_12_9;
+      cudaPackages = final.cudaPackages_12;
+      # What nixpkgs does with a set that it has no more.
+      cudaPackages_11_8 = throw "CUDA 11.8 has been removed";
 
-    python3Packages = final.python313.pkgs;
-    python311 = final.pythonOf "3.11";
-    python312 = final.pythonOf "3.12";
-    python313 = final.pythonOf "3.13";
-    pythonOf =
-      pythonVersion:
-      plain "python${pythonVersion}"
-      // {
-        inherit pythonVersion;
-        pkgs = lib.genAttrs [
-          "isal"
-          "lz4"
-          "packaging"
-          "pyelftools"
-          "pyproject-hooks"
-          "requests"
-          "rich"
-          "setuptools"
-          "uv"
-          "zstandard"
-        ] plain
+      # `nix develop` takes derivations only whose builder is called bash, and builds them with a script
+      # of its own, which asks for `outputs`.
+      mkShell =
+        arguments:
+        derivation (
+          {
+            inherit (arguments) name;
+            inherit system;
+            builder = "/bin/bash";
+            outputs = [ "out" ];
+            packages = arguments.packages or [ ];
+            shellHook = arguments.shellHook or "";
+          }
+          // arguments.env or { }
+        )
         // {
-          python.sitePackages = "lib/python${pythonVersion}/site-packages";
-          buildPythonApplication = arguments: record arguments.pname arguments;
-          torch = overridable "torch" release.torch { };
-          triton-cuda = overridable "triton" release.triton { };
+          recorded = arguments;
         };
+      # `nix develop` looks for its bash in here.
+      bashInteractive = derivation {
+        inherit system;
+        name = "bash";
+        builder = "/bin/sh";
+        PATH = "/bin:/usr/bin";
+        args = [
+          "-c"
+          "mkdir -p $out/bin && ln -s /bin/bash $out/bin/bash"
+        ];
       };
-    llama-cpp = overridable "llama-cpp" "1" { };
-    ollama = overridable "ollama" "1" { };
 
-    stdenv = {
-      is32bit = false;
-      cc.cc = plain "gcc" // {
-        lib = plain "gcc-lib";
+      runCommand =
+        name: attributes: script:
+        record name { inherit attributes script; } // attributes.passthru or { };
+      writeShellApplication = arguments: record arguments.name arguments;
+      writeShellScript = name: text: record name { inherit text; };
+      fetchurl = arguments: record "source" arguments;
+      symlinkJoin = arguments: record arguments.name arguments;
+      runtimeShell = "/bin/sh";
+      pkgsi686Linux = final // {
+        stdenv.is32bit = true;
       };
-    };
-    nixfmt-tree = plain "nixfmt-tree";
+      formats.keyValue = _: {
+        type = lib.types.attrs;
+        generate = name: value: record name { inherit value; };
+      };
+      formats.yaml = _: {
+        type = lib.types.anything;
+        generate = name: value: record name { inherit value; };
+      };
+      fetchPypi = arguments: record "${arguments.pname}-${arguments.version}.whl" arguments;
+      dockerTools = {
+        streamLayeredImage = arguments: record arguments.name arguments;
+        caCertificates = plain "ca-certificates";
+        fakeNss = plain "fake-nss";
+      };
+      addDriverRunpath.driverLink = "/run/opengl-driver";
+      testers.runNixOSTest = arguments: record "vm-test" arguments;
 
-    linuxPackages = final.linuxKernel.packages.${release.linux};
-    linuxKernel.packages =
-      let
-        kernel = version: {
-          kernel = {
-            inherit version;
-            kernelAtLeast = lib.versionAtLeast version;
-          };
-          nvidiaPackages = builtins.mapAttrs (
-            name: version:
-            plain "nvidia-${name}"
+      python3Packages = final.python313.pkgs;
+      python311 = final.pythonOf "3.11";
+      python312 = final.pythonOf "3.12";
+      python313 = final.pythonOf "3.13";
+      pythonOf =
+        pythonVersion:
+        plain "python${pythonVersion}"
+        // {
+          inherit pythonVersion;
+          pkgs =
+            lib.genAttrs [
+              "isal"
+              "lz4"
+              "packaging"
+              "pyelftools"
+              "pyproject-hooks"
+              "requests"
+              "rich"
+              "setuptools"
+              "uv"
+              "zstandard"
+            ] plain
             // {
-              inherit version;
-              useProfiles = true;
-              open = plain "nvidia-${name}-open";
-            }
-            // lib.genAttrs [
-              "bin"
-              "firmware"
-              "lib32"
-              "mod"
-              "out"
-              "persistenced"
-              "settings"
-            ] (part: plain "nvidia-${name}-${part}")
-          ) release.drivers;
+              python.sitePackages = "lib/python${pythonVersion}/site-packages";
+              buildPythonApplication = arguments: record arguments.pname arguments;
+              torch = overridable "torch" release.torch { };
+              triton-cuda = overridable "triton" release.triton { };
+            };
         };
-      in
-      {
-        linux_6_12 = kernel "6.12.90";
-        linux_6_18 = kernel "6.18.40";
-        linux_7_0 = throw "linux 7.0 was removed because it reached its end of life";
-        linux_7_1 = kernel "7.1.9";
+      llama-cpp = overridable "llama-cpp" "1" { };
+      ollama = overridable "ollama" "1" { };
+
+      stdenv = {
+        is32bit = false;
+        cc.cc = plain "gcc" // {
+          lib = plain "gcc-lib";
+        };
       };
-  }
-  // lib.genAttrs [
-    "coreutils"
-    "curl"
-    "egl-gbm"
-    "egl-wayland"
-    "egl-wayland2"
-    "egl-x11"
-    "findutils"
-    "gawk"
-    "gnused"
-    "kmod"
-    "litellm"
-    "makeBinaryWrapper"
-    "nvidia-vaapi-driver"
-    "open-webui"
-    "systemd"
-    "uv"
-    "zlib"
-  ] plain;
+      nixfmt-tree = plain "nixfmt-tree";
+
+      linuxPackages = final.linuxKernel.packages.${release.linux};
+      linuxKernel.packages =
+        let
+          kernel = version: {
+            kernel = {
+              inherit version;
+              kernelAtLeast = lib.versionAtLeast version;
+            };
+            nvidiaPackages = builtins.mapAttrs (
+              name: version:
+              plain "nvidia-${name}"
+              // {
+                inherit version;
+                useProfiles = true;
+                open = plain "nvidia-${name}-open";
+              }
+              // lib.genAttrs [
+                "bin"
+                "firmware"
+                "lib32"
+                "mod"
+                "out"
+                "persistenced"
+                "settings"
+              ] (part: plain "nvidia-${name}-${part}")
+            ) release.drivers;
+          };
+        in
+        {
+          linux_6_12 = kernel "6.12.90";
+          linux_6_18 = kernel "6.18.40";
+          linux_7_0 = throw "linux 7.0 was removed because it reached its end of life";
+          linux_7_1 = kernel "7.1.9";
+        };
+    }
+    // lib.genAttrs [
+      "coreutils"
+      "curl"
+      "egl-gbm"
+      "egl-wayland"
+      "egl-wayland2"
+      "egl-x11"
+      "findutils"
+      "gawk"
+      "gnused"
+      "kmod"
+      "litellm"
+      "makeBinaryWrapper"
+      "nvidia-vaapi-driver"
+      "open-webui"
+      "systemd"
+      "uv"
+      "zlib"
+    ] plain;
 
   extend =
     before: overlay: final:

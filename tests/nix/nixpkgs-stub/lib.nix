@@ -37,13 +37,23 @@ let
     if found == [ ] then otherwise else head found;
   unique = foldl' (seen: item: if elem item seen then seen else seen ++ [ item ]) [ ];
   optional = condition: item: if condition then [ item ] else [ ];
-  genAttrs = names: make: listToAttrs (map (name: { inherit name; value = make name; }) names);
+  genAttrs =
+    names: make:
+    listToAttrs (
+      map (name: {
+        inherit name;
+        value = make name;
+      }) names
+    );
   escapeShellArg =
     text:
     let
       plain = toString text;
     in
-    if builtins.match "[[:alnum:],._+:@%/-]+" plain != null then plain else "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] plain}'";
+    if builtins.match "[[:alnum:],._+:@%/-]+" plain != null then
+      plain
+    else
+      "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] plain}'";
 
   # Properties -------------------------------------------------------------------------------------
   isA = kind: value: isAttrs value && value._type or "" == kind;
@@ -116,8 +126,7 @@ let
     _type = "option-type";
     name = "list of ${type.name}";
     check = isList;
-    merge =
-      place: values: map (value: mergeLeaf type place [ value ]) (concatLists values);
+    merge = place: values: map (value: mergeLeaf type place [ value ]) (concatLists values);
   };
   attrsOf = type: {
     _type = "option-type";
@@ -150,27 +159,42 @@ let
     _type = "option-type";
     name = "submodule";
     check = value: isAttrs value || isFunction value;
-    merge = place: values: (evalModules { modules = [ module ] ++ values; inherit place; }).config;
+    merge =
+      place: values:
+      (evalModules {
+        modules = [ module ] ++ values;
+        inherit place;
+      }).config;
   };
   types = {
-    inherit anything attrsOf listOf submodule;
-    attrs = anything // { name = "attrs"; check = isAttrs; };
+    inherit
+      anything
+      attrsOf
+      listOf
+      submodule
+      ;
+    attrs = anything // {
+      name = "attrs";
+      check = isAttrs;
+    };
     bool = simple "boolean" isBool;
     int = simple "integer" isInt;
     ints.positive = simple "positive integer" (value: isInt value && value > 0);
     port = simple "port" (value: isInt value && value >= 0 && value <= 65535);
     str = simple "string" isString;
-    lines = simple "strings" isString // { merge = _: concatStringsSep "\n"; };
+    lines = simple "strings" isString // {
+      merge = _: concatStringsSep "\n";
+    };
     path = simple "path" (value: isPath value || isString value);
     package = simple "package" (value: isAttrs value && value ? outPath);
     raw = simple "raw value" (_: true);
-    enum = values: simple "one of ${concatStringsSep ", " (map toString values)}" (value: elem value values);
+    enum =
+      values: simple "one of ${concatStringsSep ", " (map toString values)}" (value: elem value values);
     nullOr = type: {
       _type = "option-type";
       name = "null or ${type.name}";
       check = value: value == null || type.check value;
-      merge =
-        place: values: if all (value: value == null) values then null else type.merge place values;
+      merge = place: values: if all (value: value == null) values then null else type.merge place values;
     };
   };
 
@@ -269,7 +293,10 @@ let
                 else
                   mergeLeaf type where (given ++ defined);
             in
-            if isA "option" option then (option.apply or (value: value)) merged else build (path ++ [ name ]) option here
+            if isA "option" option then
+              (option.apply or (value: value)) merged
+            else
+              build (path ++ [ name ]) option here
           ) options;
       config = build (optional (place != "") place) declared (map configOf all');
     in
@@ -319,7 +346,9 @@ let
     optionalAttrs = condition: set: if condition then set else { };
     optionalString = condition: text: if condition then text else "";
     concatMapStrings = make: list: concatStringsSep "" (map make list);
-    concatMapStringsSep = between: make: list: concatStringsSep between (map make list);
+    concatMapStringsSep =
+      between: make: list:
+      concatStringsSep between (map make list);
     mapAttrsToList = make: set: map (name: make name set.${name}) (attrNames set);
     hasPrefix = start: text: substring 0 (builtins.stringLength start) text == start;
     versionOlder = a: b: compareVersions a b < 0;
