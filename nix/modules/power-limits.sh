@@ -6,6 +6,7 @@ for item in "$@"; do
   watts[${item%=*}]=${item#*=}
 done
 
+cards=$("$smi" --query-gpu=index,pci.device_id --format=csv,noheader)
 status=0
 # "0, 0x1B3810DE": the number of the device, then that of the vendor
 while IFS=', ' read -r index id; do
@@ -14,5 +15,5 @@ while IFS=', ' read -r index id; do
   if [ -n "${watts[$name]:-}" ]; then
     "$smi" "--id=$index" "--power-limit=${watts[$name]}" || status=1
   fi
-done < <("$smi" --query-gpu=index,pci.device_id --format=csv,noheader)
+done <<<"$cards"
 exit "$status"

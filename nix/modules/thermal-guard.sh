@@ -21,7 +21,9 @@ restore() {
 }
 trap restore TERM INT
 
+query=index,pci.device_id,temperature.gpu,power.limit,power.min_limit
 while true; do
+  readings=$("$smi" "--query-gpu=$query" --format=csv,noheader,nounits) || readings=
   while IFS=', ' read -r index id degrees now least; do
     id=${id,,}
     bound=${hot[${id:6:4}:${id:2:4}]:-}
@@ -36,8 +38,7 @@ while true; do
       echo "card $index: $degrees degrees" >&2
       limit "$index" "${before[$index]}" && unset "before[$index]"
     fi
-  done < <("$smi" --query-gpu=index,pci.device_id,temperature.gpu,power.limit,power.min_limit \
-    --format=csv,noheader,nounits)
+  done <<<"$readings"
   # in the background, so that a signal is answered at once
   sleep "$seconds" &
   wait $!

@@ -29,7 +29,6 @@ dockerTools.streamLayeredImage {
     dockerTools.caCertificates
     dockerTools.fakeNss
     coreutils
-    program
   ];
   fakeRootCommands = ''
     mkdir -p ./models ./tmp ./home

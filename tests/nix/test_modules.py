@@ -449,6 +449,7 @@ def smi(tmp_path: Path) -> Path:
         f"""case "$*" in
   *power-limit=*) echo "$*" >> {tmp_path}/calls; [ ! -e {tmp_path}/broken ] ;;
   *temperature*)
+    [ -s {tmp_path}/degrees ] || exit 9
     echo "0, 0x1B3810DE, $(cat {tmp_path}/degrees), 250.00, 125.00"
     echo "1, 0x1B3810DE, [N/A], [N/A], [N/A]"
     echo "2, 0x1BB310DE, 99, 75.00, 60.00"
@@ -475,6 +476,12 @@ def test_a_limit_that_is_not_taken_fails_the_unit(tmp_path: Path, smi: Path) -> 
     done = subprocess.run(command("power-limits.sh", *arguments), timeout=20)
     assert done.returncode == 1
     assert len(smi.read_text().splitlines()) == 2  # the second card is tried all the same
+
+
+def test_cards_that_cannot_be_listed_fail_the_unit(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "nvidia-smi", "exit 9\n")
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180"]
+    assert subprocess.run(command("power-limits.sh", *arguments), timeout=20).returncode == 9
 
 
 def wait_for(calls: Path, count: int) -> list[str]:
@@ -504,6 +511,8 @@ def test_thermal_guard(tmp_path: Path, smi: Path) -> None:
         becomes("76")  # still warm: nothing
         time.sleep(0.5)
         assert len(wait_for(smi, 1)) == 1
+        becomes("")  # nothing to be had from nvidia-smi for a while
+        time.sleep(0.3)
         becomes("75")
         assert wait_for(smi, 2)[1] == "--id=0 --power-limit=250.00"
         becomes("90")
