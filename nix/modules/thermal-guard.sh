@@ -33,7 +33,9 @@ while true; do
     fi
     if [ "$degrees" -ge "$bound" ] && [ -z "${before[$index]:-}" ]; then
       echo "card $index: $degrees degrees" >&2
-      limit "$index" "$least" && before[$index]=$now
+      # first, so that a signal in between finds what to restore
+      before[$index]=$now
+      limit "$index" "$least" || unset "before[$index]"
     elif [ "$degrees" -le $((bound - 10)) ] && [ -n "${before[$index]:-}" ]; then
       echo "card $index: $degrees degrees" >&2
       limit "$index" "${before[$index]}" && unset "before[$index]"

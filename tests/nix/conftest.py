@@ -48,21 +48,23 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 # Modules of NixOS that ours build on.
 UPSTREAM = {
-    "llama-cpp": "services/misc/llama-cpp.nix",
-    "litellm": "services/misc/litellm.nix",
-    "nvidia": "hardware/video/nvidia.nix",
-    "ollama": "services/misc/ollama.nix",
-    "open-webui": "services/misc/open-webui.nix",
+    "llama-cpp": "nixos/modules/services/misc/llama-cpp.nix",
+    "litellm": "nixos/modules/services/misc/litellm.nix",
+    "nvidia": "nixos/modules/hardware/video/nvidia.nix",
+    "ollama": "nixos/modules/services/misc/ollama.nix",
+    "open-webui": "nixos/modules/services/misc/open-webui.nix",
 }
 
 
 def _take_from(checkout: Path, folder: Path) -> None:
-    modules = {name: checkout / "nixos" / "modules" / path for name, path in UPSTREAM.items()}
-    upstream = "".join(
-        f'"{name}" = {as_nix(path)};\n' for name, path in modules.items() if path.exists()
-    )
+    # copied, because a flake may read nothing outside of itself
     for name in ("nixpkgs", "nixpkgs-25_11"):
-        (folder / name / "lib.nix").write_text(f"import {as_nix(checkout / 'lib')}\n")
+        shutil.copytree(checkout / "lib", folder / name / "lib")
+        (folder / name / "lib.nix").write_text("import ./lib\n")
+        there = [module for module in UPSTREAM if (checkout / UPSTREAM[module]).exists()]
+        for module in there:
+            shutil.copy(checkout / UPSTREAM[module], folder / name / f"upstream-{module}.nix")
+        upstream = " ".join(f"{module} = ./upstream-{module}.nix;" for module in there)
         (folder / name / "upstream.nix").write_text(f"{{ {upstream} }}\n")
 
 

@@ -21,18 +21,23 @@ in
   inherit (config) warnings;
   kernel = config.boot.kernelPackages.kernel.version;
   blacklisted = config.boot.blacklistedKernelModules;
-  nvidia = {
-    inherit (config.hardware.nvidia)
-      open
-      nvidiaPersistenced
-      nvidiaSettings
-      ;
-    inherit (config.hardware.nvidia.package) version;
-    powerManagement = config.hardware.nvidia.powerManagement.enable;
-    drivers = config.services.xserver.videoDrivers;
-    graphics = config.hardware.graphics.enable;
-    containers = config.hardware.nvidia-container-toolkit.enable;
-  };
+  # Without the driver some of its options have no value.
+  nvidia =
+    if config.services.xserver.videoDrivers == [ ] then
+      null
+    else
+      {
+        inherit (config.hardware.nvidia)
+          open
+          nvidiaPersistenced
+          nvidiaSettings
+          ;
+        inherit (config.hardware.nvidia.package) version;
+        powerManagement = config.hardware.nvidia.powerManagement.enable;
+        drivers = config.services.xserver.videoDrivers;
+        graphics = config.hardware.graphics.enable;
+        containers = config.hardware.nvidia-container-toolkit.enable;
+      };
   inherit (config.hardware.legacy-cuda) notes;
   notes-file = config.environment.etc."legacy-cuda/notes".text or null;
   tmpfiles = config.systemd.tmpfiles.rules;

@@ -1,11 +1,12 @@
-"""The list of what is taken from nixpkgs is whole, and the script that checks it can find faults."""
+"""The list of what is taken from nixpkgs is whole, and the script that checks it finds faults."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import nixpkgs_attributes
 import pytest
+
+import nixpkgs_attributes
 
 
 def test_everything_that_is_used_is_listed() -> None:

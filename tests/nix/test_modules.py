@@ -91,7 +91,7 @@ def test_the_p40_host(hosts: dict[str, Host]) -> None:
         "graphics": True,
         "containers": False,
     }
-    assert host["blacklisted"] == ["nouveau", "nova_core", "nova_drm"]
+    assert {"nouveau", "nova_core", "nova_drm"} <= set(host["blacklisted"])
     assert host["notes-file"] == "\n".join(host["notes"]) + "\n"
     assert len(host["notes"]) == 2  # passive, ECC
     ollama = host["services"]["ollama"]
@@ -303,7 +303,7 @@ def test_a_name_that_is_no_card(outputs: Outputs) -> None:
 
 def test_nothing_happens_without_cards(outputs: Outputs) -> None:
     host = outputs.evaluate(f"let {HELPERS} in machine {{ }}")
-    assert host["units"] == {} and host["nvidia"]["drivers"] == [] and host["failed"] == []
+    assert host["units"] == {} and host["nvidia"] is None and host["failed"] == []
 
 
 @pytest.mark.parametrize(
@@ -401,11 +401,12 @@ def test_what_verify_finds(hosts: dict[str, Host], systemd: None, tmp_path: Path
 
 
 def test_exposure(hosts: dict[str, Host], systemd: None, tmp_path: Path) -> None:
-    """No service of ours scores above 3.0 in ``systemd-analyze security``."""
+    """No service of ours scores above 3.0 in ``systemd-analyze security``. With a checkout the
+    engines' units are whole; those of NVIDIA's driver (``nvidia-*``) are not ours."""
     seen = {}
     for template, host in hosts.items():
         for name, unit in host["units"].items():
-            if "ExecStart" in unit["serviceConfig"]:
+            if "ExecStart" in unit["serviceConfig"] and not name.startswith("nvidia-"):
                 seen[f"{template} {name}"] = units.exposure(unit, name, tmp_path)
     assert seen and max(seen.values()) <= 3.0, seen
 
