@@ -1,10 +1,10 @@
-# How the images run each engine: what is started, on which port, and how one asks whether it works.
+# How the images run each engine: what is started, on which ports, and how one asks whether it works.
 {
   torch =
     { program, ... }:
     {
       Entrypoint = [ "${program}/bin/python3" ];
-      ExposedPorts = { };
+      ports = [ ];
       # importing torch costs seconds of a processor
       seconds = 600;
       health = [
@@ -28,7 +28,7 @@
         "--models-dir"
         "/models"
       ];
-      ExposedPorts."8080/tcp" = { };
+      ports = [ 8080 ];
       seconds = 30;
       health = [
         curl
@@ -45,7 +45,7 @@
         "${program}/bin/ollama"
         "serve"
       ];
-      ExposedPorts."11434/tcp" = { };
+      ports = [ 11434 ];
       environment = {
         OLLAMA_HOST = "0.0.0.0:11434";
         OLLAMA_MODELS = "/models";

@@ -5,6 +5,7 @@
   dockerTools,
   coreutils,
   curl,
+  callPackage,
   # the engine's name and its package
   engine,
   program,
@@ -25,6 +26,11 @@ in
 dockerTools.streamLayeredImage {
   name = "legacy-cuda-${name}-${engine}";
   tag = "latest";
+  passthru.compose = callPackage ../compose/package.nix {
+    inherit engine;
+    inherit (settings) ports;
+    gpu = name;
+  };
   contents = [
     dockerTools.caCertificates
     dockerTools.fakeNss
@@ -36,7 +42,8 @@ dockerTools.streamLayeredImage {
     chown -R 65534:65534 ./models ./home
   '';
   config = {
-    inherit (settings) Entrypoint ExposedPorts;
+    inherit (settings) Entrypoint;
+    ExposedPorts = lib.genAttrs (map (port: "${toString port}/tcp") settings.ports) (_: { });
     User = "65534:65534";
     WorkingDir = "/home";
     Volumes."/models" = { };

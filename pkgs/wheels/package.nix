@@ -40,11 +40,13 @@ let
     if row == null then
       {
         inherit (wheel) file;
+        requirement = "${wheel.name}==${wheel.version}";
         path = fetchPypi wheel.source;
       }
     else
       {
         inherit (made) file;
+        requirement = "${wheel.name}==${row.version}+${row.local}";
         path = made;
       };
   files = map fetched wheels;
@@ -80,8 +82,13 @@ runCommand "legacy-cuda-wheels-${stack.stack}"
       ln -s ${wheel.path} ${lib.escapeShellArg "wheels/${wheel.file}"}
     '') files}
     uv venv --offline --python ${lib.getExe python} --no-python-downloads "$out"
-    uv pip install --offline --no-index --no-deps --no-build --link-mode copy \
-      --python "$out/bin/python" wheels/*.whl
+    # By name and not by file, which would be written down with its path. Compiled now, because a
+    # store cannot be written to, and without times, because those of a store are all the same.
+    export PYC_INVALIDATION_MODE=UNCHECKED_HASH
+    uv pip install --offline --no-index --find-links wheels --no-deps --no-build --link-mode copy \
+      --compile-bytecode --python "$out/bin/python" ${
+        lib.escapeShellArgs (map (wheel: wheel.requirement) files)
+      }
 
     # Programs name $out/bin/python in their first line, so this is what gets the libraries.
     mv "$out/bin/python" "$out/bin/.python-unwrapped"

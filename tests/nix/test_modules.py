@@ -79,6 +79,31 @@ def test_templates_evaluate(hosts: dict[str, Host], outputs: Outputs) -> None:
         assert host["failed"] == [] and host["warnings"] == []
 
 
+def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
+    """One test for each template; its machine has the template's units and no driver."""
+    found = outputs.evaluate(
+        f"""
+        let
+          {HELPERS}
+          inherit (flake) checks;
+          machines = builtins.mapAttrs (_: check: check.recorded) checks.x86_64-linux;
+        in
+        builtins.mapAttrs (_: test: let one = machine test.nodes.machine; in {{
+          inherit (test) name;
+          inherit (one) failed nvidia;
+          units = builtins.attrNames one.units;
+        }}) machines
+        """
+    )
+    assert set(found) == {f"vm-{name}" for name in TEMPLATES}
+    for check, one in found.items():
+        template = check.removeprefix("vm-")
+        assert one["name"] == f"legacy-cuda-{template}"
+        assert one["failed"] == [] and one["nvidia"] is None
+        guarded = "legacy-cuda-thermal-guard" in one["units"]
+        assert guarded is (template in ("p40", "p4-edge"))
+
+
 def test_the_p40_host(hosts: dict[str, Host]) -> None:
     host = hosts["p40"]
     assert host["nvidia"] == {

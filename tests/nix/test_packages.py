@@ -256,6 +256,28 @@ def test_images(packages: Packages) -> None:
         assert config["ExposedPorts"] == ports[labels["dev.legacy-cuda.engine"]]
 
 
+def test_compose_files(outputs: Outputs, packages: Packages) -> None:
+    """Beside each image: its name, its ports on loopback, the cards."""
+    files = outputs.evaluate(
+        """
+        let packages = flake.packages.x86_64-linux; in
+        builtins.mapAttrs (_: image: image.compose.recorded.value)
+          { inherit (packages) image-p40-ollama image-k80-llama-cpp image-v100-torch; }
+        """
+    )
+    for image, file in files.items():
+        _, gpu, engine = image.split("-", 2)
+        assert file["name"] == f"legacy-cuda-{gpu}"
+        service = file["services"][engine]
+        made = packages[image]
+        assert service["image"] == f"{made['name']}:{made['tag']}"
+        assert [port.rsplit(":")[-1] + "/tcp" for port in service["ports"]] == list(
+            made["config"]["ExposedPorts"]
+        )
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert {volume.split(":")[0] for volume in service["volumes"]} == set(file["volumes"])
+
+
 # The scripts that make packages, run by bash ------------------------------------------------------
 
 
@@ -355,6 +377,10 @@ def test_the_script_that_installs_wheels(outputs: Outputs, tmp_path: Path) -> No
     out = tmp_path / "out"
     done = bash(MAKE_WRAPPER + script, tmp_path, out=str(out), libraries=made["libraries"])
     assert done.returncode == 0, done.stderr
+    installed = [path.name for path in out.rglob("*")]
+    assert "direct_url.json" not in installed  # it would name the folder of the build
+    (compiled,) = out.rglob("torch.*.pyc")
+    assert compiled.read_bytes()[4] == 1  # PEP 552: by hash, and not checked
     assert without_store(made["libraries"]) == "/run/opengl-driver/lib:gcc-lib/lib:zlib/lib"
     said = bash(
         f'{out}/bin/other; {out}/bin/python -c "import os, sys, torch;'

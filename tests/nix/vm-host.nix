@@ -45,9 +45,18 @@ in
       "d /run/stand-in 0755 root root -"
       "f /run/stand-in/degrees 0644 root root - 40"
       "d /run/stand-in/dev 0755 root root -"
-    ];
+    ]
+    ++ lib.optional config.services.legacy-cuda.llama-cpp.enable "d /srv/models 0755 root root -";
     systemd.services.legacy-cuda-ready.environment.LEGACY_CUDA_DEV = "/run/stand-in/dev";
-    systemd.services.legacy-cuda-power-limits.serviceConfig.ReadWritePaths = [ "/run/stand-in" ];
-    systemd.services.legacy-cuda-thermal-guard.serviceConfig.ReadWritePaths = [ "/run/stand-in" ];
+    systemd.services.legacy-cuda-power-limits =
+      lib.mkIf (config.hardware.legacy-cuda.powerLimits != { })
+        {
+          serviceConfig.ReadWritePaths = [ "/run/stand-in" ];
+        };
+    systemd.services.legacy-cuda-thermal-guard =
+      lib.mkIf config.hardware.legacy-cuda.thermalGuard.enable
+        {
+          serviceConfig.ReadWritePaths = [ "/run/stand-in" ];
+        };
   };
 }

@@ -9,9 +9,6 @@
     settings.ctx-size = 4096;
   };
 
-  # NVIDIA's driver is not free software.
-  nixpkgs.config.allowUnfree = true;
-
   # Yours instead of these, from nixos-generate-config.
   networking.hostName = "k80";
   boot.loader.systemd-boot.enable = true;

@@ -17,9 +17,6 @@
   };
   networking.firewall.allowedTCPPorts = [ 8080 ];
 
-  # NVIDIA's driver is not free software.
-  nixpkgs.config.allowUnfree = true;
-
   # Yours instead of these, from nixos-generate-config.
   networking.hostName = "p4-edge";
   boot.loader.systemd-boot.enable = true;

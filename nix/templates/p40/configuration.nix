@@ -15,9 +15,6 @@
     web-ui.enable = true;
   };
 
-  # NVIDIA's driver is not free software.
-  nixpkgs.config.allowUnfree = true;
-
   # Yours instead of these, from nixos-generate-config.
   networking.hostName = "p40";
   boot.loader.systemd-boot.enable = true;

@@ -15,6 +15,8 @@
         modules = [
           legacy-cuda.nixosModules.default
           ./configuration.nix
+          # NVIDIA's driver is not free software.
+          { nixpkgs.config.allowUnfree = true; }
         ];
       };
     };

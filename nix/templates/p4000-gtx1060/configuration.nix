@@ -20,9 +20,6 @@
     web-ui.enable = true;
   };
 
-  # NVIDIA's driver is not free software.
-  nixpkgs.config.allowUnfree = true;
-
   # Yours instead of these, from nixos-generate-config.
   networking.hostName = "p4000-gtx1060";
   boot.loader.systemd-boot.enable = true;

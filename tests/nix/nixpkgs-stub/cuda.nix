@@ -1,5 +1,4 @@
 # The part of nixpkgs' _cuda that the flake uses, and the sets of CUDA packages.
-{ lib }:
 rec {
   bootstrapData.cudaPackagesPath = ./cuda-packages.nix;
   make =

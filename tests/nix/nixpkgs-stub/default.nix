@@ -61,7 +61,7 @@ let
         overlays = builtins.length overlays;
       };
 
-      _cuda = import ./cuda.nix { inherit lib; };
+      _cuda = import ./cuda.nix;
       cudaPackages_12_6 = final._cuda.make final "12.6.3" "9.22.0";
       cudaPackages_12_8 = final._cuda.make final "12.8.1" "9.22.0";
       cudaPackages_12_9 = final._cuda.make final "12.9.1" "9.22.0";
@@ -104,6 +104,7 @@ let
         name: attributes: script:
         record name { inherit attributes script; } // attributes.passthru or { };
       writeShellApplication = arguments: record arguments.name arguments;
+      writeShellScriptBin = name: text: record name { inherit text; };
       writeShellScript = name: text: record name { inherit text; };
       fetchurl = arguments: record "source" arguments;
       symlinkJoin = arguments: record arguments.name arguments;
@@ -121,7 +122,7 @@ let
       };
       fetchPypi = arguments: record "${arguments.pname}-${arguments.version}.whl" arguments;
       dockerTools = {
-        streamLayeredImage = arguments: record arguments.name arguments;
+        streamLayeredImage = arguments: record arguments.name arguments // arguments.passthru or { };
         caCertificates = plain "ca-certificates";
         fakeNss = plain "fake-nss";
       };

@@ -2,7 +2,7 @@
   description = "What the flake takes from nixpkgs, with nothing behind it: the arguments are kept";
 
   outputs =
-    { self, ... }:
+    _:
     let
       system = "x86_64-linux";
       lib = import ./lib.nix;

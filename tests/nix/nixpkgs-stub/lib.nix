@@ -5,7 +5,6 @@ let
     all
     any
     attrNames
-    attrValues
     compareVersions
     concatLists
     concatMap
@@ -36,6 +35,9 @@ let
     in
     if found == [ ] then otherwise else head found;
   unique = foldl' (seen: item: if elem item seen then seen else seen ++ [ item ]) [ ];
+  concatMapStringsSep =
+    between: make: list:
+    concatStringsSep between (map make list);
   optional = condition: item: if condition then [ item ] else [ ];
   genAttrs =
     names: make:
@@ -312,6 +314,7 @@ let
       attrNames
       concatLists
       concatMap
+      concatMapStringsSep
       concatStringsSep
       elem
       elemAt
@@ -346,9 +349,7 @@ let
     optionalAttrs = condition: set: if condition then set else { };
     optionalString = condition: text: if condition then text else "";
     concatMapStrings = make: list: concatStringsSep "" (map make list);
-    concatMapStringsSep =
-      between: make: list:
-      concatStringsSep between (map make list);
+    escapeShellArgs = concatMapStringsSep " " escapeShellArg;
     mapAttrsToList = make: set: map (name: make name set.${name}) (attrNames set);
     hasPrefix = start: text: substring 0 (builtins.stringLength start) text == start;
     versionOlder = a: b: compareVersions a b < 0;
