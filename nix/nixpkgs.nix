@@ -65,8 +65,6 @@ let
     };
 in
 rec {
-  inherit attributeOf cudnnFor;
-
   # Does this nixpkgs have the toolkit itself? A removed one may be there as a `throw`.
   brings =
     nixpkgs: toolkit:

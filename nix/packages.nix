@@ -98,7 +98,7 @@ let
   packageOf = set: engine: if engine == "torch" then set.wheels else set.${engine};
 in
 rec {
-  inherit sets refusalOf engines;
+  inherit refusalOf;
 
   # nixpkgs with these packages for cards in one machine, by their names. An engine that is refused
   # says so when it is asked for.

@@ -179,7 +179,7 @@ in
       };
 
       cards = mkOption {
-        type = types.listOf types.str;
+        type = types.listOf (types.enum cfg.gpus);
         default = map (card: card.name) (
           lib.filter (card: (card.cooling or "active") != "active" && !isKepler card) each
         );

@@ -319,11 +319,23 @@ def test_what_cannot_work_is_said(outputs: Outputs, module: str, said: str) -> N
     assert any(said in message for message in failed), failed
 
 
-def test_a_name_that_is_no_card(outputs: Outputs) -> None:
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ('gpus = [ "p41" ];', "gpus"),
+        ('gpus = [ "p40" ]; thermalGuard.cards = [ "p4" ];', "thermalGuard.cards"),
+        ('gpus = [ "p40" ]; branch = "999";', "branch"),
+    ],
+)
+def test_a_name_that_is_none(outputs: Outputs, settings: str, option: str) -> None:
     said = outputs.fails(
-        f'let {HELPERS} in (machine {{ hardware.legacy-cuda.gpus = [ "p41" ]; }}).failed'
+        f"""
+        let {HELPERS} in (flake.nixpkgs.lib.nixosSystem {{
+          modules = [ flake.nixosModules.hardware {{ hardware.legacy-cuda = {{ {settings} }}; }} ];
+        }}).config.hardware.legacy-cuda.{option}
+        """
     )
-    assert "hardware.legacy-cuda.gpus" in said and "p40" in said
+    assert f"hardware.legacy-cuda.{option}" in said and "is not of type" in said
 
 
 def test_nothing_happens_without_cards(outputs: Outputs) -> None:
