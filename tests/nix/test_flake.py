@@ -21,8 +21,7 @@ import pytest
 from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.resolve import Stack, resolve
-from tests.nix.conftest import Outputs
-from tests.nix.nixrun import ROOT, Nix, as_nix, without_store
+from tests.nix.nixrun import ROOT, Nix, Outputs, as_nix, without_store
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -23,13 +23,10 @@ from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.resolve import Refusal, drivers_for, resolve
 from tests.nix import units
-from tests.nix.conftest import Outputs
-from tests.nix.nixrun import ROOT, as_nix, without_store
+from tests.nix.hosts import TEMPLATES, Host, evaluate_templates
+from tests.nix.nixrun import ROOT, Outputs, as_nix, without_store
 
 MODULES = ROOT / "nix" / "modules"
-TEMPLATES = sorted(
-    folder.name for folder in (ROOT / "nix" / "templates").iterdir() if folder.is_dir()
-)
 SERVED = {"ollama", "llama-cpp"}
 ENGINES = [engine.name for engine in catalog.engines() if engine.name != "torch"]
 
@@ -39,8 +36,6 @@ HELPERS = f"""
     modules = [ flake.nixosModules.default module ];
   }});
 """
-
-Host = dict[str, Any]
 
 
 def in_words(refusal: Refusal) -> str:
@@ -57,19 +52,7 @@ def refusal_of(gpus: list[Gpu], engine: str) -> Refusal | None:
 @pytest.fixture(scope="session")
 def hosts(outputs: Outputs) -> dict[str, Host]:
     """The machine of each template, evaluated as its flake does."""
-    names = " ".join(f'"{name}"' for name in TEMPLATES)
-    return outputs.evaluate(  # type: ignore[no-any-return]
-        f"""
-        let
-          {HELPERS}
-          template = name: host (((import (nix + "/templates/${{name}}/flake.nix")).outputs {{
-            inherit (flake) nixpkgs;
-            legacy-cuda = flake;
-          }}).nixosConfigurations.${{name}});
-        in
-        builtins.listToAttrs (map (name: {{ inherit name; value = template name; }}) [ {names} ])
-        """
-    )
+    return evaluate_templates(outputs, TEMPLATES)
 
 
 def test_templates_evaluate(hosts: dict[str, Host], outputs: Outputs) -> None:

@@ -24,8 +24,7 @@ from legacy_cuda.catalog import Gpu
 from legacy_cuda.catalog.locks import load_lock
 from legacy_cuda.catalog.patched import find_patched, patched
 from legacy_cuda.resolve import Stack, resolve
-from tests.nix.conftest import Outputs
-from tests.nix.nixrun import without_store
+from tests.nix.nixrun import Outputs, without_store
 
 if sys.version_info >= (3, 11):
     import tomllib
