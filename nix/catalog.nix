@@ -44,6 +44,8 @@ in
   # Lists keep the order of the files: generations of GPUs, driver branches and stacks oldest first.
   inherit gpuList stackList;
   branchList = (read "drivers").branch;
+  cudnnList = (read "cudnn").cudnn;
+  patchedList = (read "patched").patched;
 
   gpus = by "name" gpuList;
   stacks = by "name" stackList;
@@ -53,6 +55,5 @@ in
   locks = listToAttrs (map (stack: pair stack.lock (read "locks/${stack.lock}")) stackList);
 
   # The card of that name, alias, product name or PCI id ("10de:1b38").
-  findGpu =
-    text: index.${normal text} or (throw "no GPU called \"${text}\" is in the catalog");
+  findGpu = text: index.${normal text} or (throw "no GPU called \"${text}\" is in the catalog");
 }

@@ -3,18 +3,12 @@
 { stackFor, devShellNames }:
 pkgs:
 let
+  pythonOf = import ./python.nix;
   shell =
     gpu:
     let
       resolved = stackFor.${gpu};
-      # Of the stack's Pythons, best first, the first that this nixpkgs has.
-      attribute = version: "python" + builtins.replaceStrings [ "." ] [ "" ] version;
-      known = builtins.filter (version: pkgs ? ${attribute version}) resolved.pythons;
-      python =
-        if known == [ ] then
-          throw "nixpkgs has no Python of the stack ${resolved.stack}: ${toString resolved.pythons}"
-        else
-          pkgs.${attribute (builtins.head known)};
+      python = pythonOf pkgs resolved;
     in
     pkgs.mkShell {
       name = "legacy-cuda-${gpu}";
@@ -35,6 +29,15 @@ let
         ];
       };
     };
+
+  # Looks at no machine: says what there is.
+  list = pkgs.mkShell {
+    name = "legacy-cuda";
+    shellHook = builtins.concatStringsSep "\n" (
+      [ "echo 'One dev shell for each card: nix develop .#NAME'" ]
+      ++ map (gpu: "echo '  ${gpu}: ${stackFor.${gpu}.stack}'") devShellNames
+    );
+  };
 in
 builtins.listToAttrs (
   map (name: {
@@ -42,3 +45,6 @@ builtins.listToAttrs (
     value = shell name;
   }) devShellNames
 )
+// {
+  default = list;
+}

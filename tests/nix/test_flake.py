@@ -10,12 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,106 +21,29 @@ import pytest
 from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.resolve import Stack, resolve
+from tests.nix.nixrun import ROOT, Nix, Outputs, as_nix, without_store
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[2]
 DATA = Path("python/src/legacy_cuda/catalog/data")
-TIMEOUT_S = 60
-CONFIG = """\
-experimental-features = nix-command flakes
-build-users-group =
-substituters =
-"""
 
 OF_EACH_TYPE = """\
 lib: builtins.groupBy (name: builtins.typeOf lib.${name}) (builtins.attrNames lib)
 """
 
 
-def as_nix(path: Path) -> str:
-    """A path as a Nix expression, whatever characters it has."""
-    return f"(/. + {json.dumps(str(path))})"
-
-
-@dataclass(frozen=True)
-class Nix:
-    """Nix with a store of its own, so that it works for any user and beside any installation."""
-
-    folder: Path
-
-    def instantiate(self, expression: str) -> subprocess.CompletedProcess[str]:
-        """Evaluate an expression in which ``nix`` is this repository's folder of that name."""
-        whole = f"let nix = {as_nix(ROOT / 'nix')}; in {expression}"
-        return self.run("nix-instantiate", "--eval", "--strict", "--json", "--expr", whole)
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.folder),
-            "NIX_CONFIG": CONFIG,
-            "NIX_CONF_DIR": str(self.folder / "etc"),
-            "NIX_LOCALSTATE_DIR": str(self.folder),
-            "NIX_LOG_DIR": str(self.folder / "log"),
-            "NIX_REMOTE": "local",
-            "NIX_STATE_DIR": str(self.folder / "state"),
-            "NIX_STORE_DIR": str(self.folder / "store"),
-            "XDG_CACHE_HOME": str(self.folder / "cache"),
-            "XDG_CONFIG_HOME": str(self.folder / "config"),
-        }
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-
-    def evaluate(self, expression: str) -> Any:
-        """The value of such an expression."""
-        done = self.instantiate(expression)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def flake(self, *arguments: str) -> str:
-        """``nix ARGUMENTS`` without a network; flake.nix and flake.lock must agree."""
-        done = self.run("nix", "--offline", *arguments, "--no-write-lock-file")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-@pytest.fixture(scope="session")
-def nix(tmp_path_factory: pytest.TempPathFactory) -> Nix:
-    for program in ("nix", "nix-instantiate"):
-        if shutil.which(program) is None:
-            pytest.fail(f"{program} is not on PATH: apt-get install nix-bin (2.8 is enough)")
-    return Nix(tmp_path_factory.mktemp("nix"))
-
-
-@pytest.fixture(scope="session")
-def flake(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The flake by itself: what it reads and nothing else, tracked by git or not."""
-    folder = tmp_path_factory.mktemp("flake")
-    for name in ("flake.nix", "flake.lock"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "nix", folder / "nix")
-    shutil.copytree(ROOT / DATA, folder / DATA, ignore=shutil.ignore_patterns("evidence"))
-    return f"path:{folder}"
-
-
-@pytest.fixture(scope="session")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The arguments that put the stub in the place of nixpkgs."""
-    folder = tmp_path_factory.mktemp("nixpkgs")
-    shutil.copy(Path(__file__).parent / "nixpkgs-stub" / "flake.nix", folder)
-    return ("--override-input", "nixpkgs", f"path:{folder}")
-
-
 def answer(gpus: tuple[Gpu, ...], engine: str) -> dict[str, Any]:
-    """Python's answer in the form of Nix's, without the sentences that explain a refusal."""
+    """Python's answer in the form of Nix's."""
     found = resolve(gpus, catalog.find_engine(engine))
     names = [gpu.name for gpu in found.gpus]
     if not isinstance(found, Stack):
-        return {"refusal": {"rule": found.rule, "engine": engine, "gpus": names}}
+        because = list(found.because)
+        return {
+            "refusal": {"rule": found.rule, "engine": engine, "gpus": names, "because": because}
+        }
     branch = found.driver.branch
     return {
         "gpus": names,
@@ -160,11 +80,8 @@ def nix_answers(
           stacks = import (nix + "/stacks.nix") (catalog // {change});
           ask = question: stacks.resolveFor (builtins.elemAt question 0)
             (builtins.elemAt question 1);
-          brief = found: if found ? refusal
-            then {{ refusal = builtins.removeAttrs found.refusal [ "because" ]; }}
-            else found;
         in
-        map (question: brief (ask question)) (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
+        map ask (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
         """
     )
 
@@ -338,7 +255,7 @@ def test_lib_needs_no_input(nix: Nix, flake: str) -> None:
         assert json.loads(found) == expected
     types = nix.flake("eval", "--json", f"{flake}#lib", "--apply", OF_EACH_TYPE)
     assert json.loads(types) == {
-        "lambda": ["findGpu", "mkDevShells", "resolve", "resolveFor"],
+        "lambda": ["findGpu", "mkDevShells", "packagesFor", "resolve", "resolveFor"],
         "list": ["devShellNames"],
         "set": ["capabilities", "engines", "gpus", "locks", "stackFor", "stacks", "toolkits"],
     }
@@ -348,34 +265,40 @@ def test_lib_needs_no_input(nix: Nix, flake: str) -> None:
     assert json.loads(found) == "kepler"
 
 
-def test_dev_shells(nix: Nix, flake: str, stub: tuple[str, ...]) -> None:
-    """What mkShell is called with. That such a shell works is not shown here."""
-    shells = json.loads(
-        nix.flake(
-            "eval",
-            "--json",
-            f"{flake}#devShells.x86_64-linux",
-            *stub,
-            "--apply",
-            "builtins.mapAttrs (_: shell: shell.arguments)",
+def test_dev_shells(outputs: Outputs) -> None:
+    """What mkShell is called with."""
+    shells = without_store(
+        outputs.evaluate(
+            "builtins.mapAttrs (_: shell: shell.recorded) flake.devShells.x86_64-linux"
         )
     )
+    listed = shells.pop("default")["shellHook"]
     for gpu in catalog.gpus():
         found = answer((gpu,), "torch")
-        assert (gpu.name in shells) == ("stack" in found)
+        assert (gpu.name in shells) == ("stack" in found) == (f"  {gpu.name}: " in listed)
         if gpu.name in shells:
-            python = f"/stub/python{found['pythons'][0]}"
+            python = f"python{found['pythons'][0]}"
             assert shells[gpu.name] == {
                 "name": f"legacy-cuda-{gpu.name}",
-                "packages": [python, "/stub/uv"],
+                "packages": [python, "uv"],
                 "env": {
                     "LEGACY_CUDA_GPU": gpu.name,
                     "LEGACY_CUDA_STACK": found["stack"],
                     "UV_PYTHON": f"{python}/bin/python3",
                     "UV_PYTHON_DOWNLOADS": "never",
-                    "LD_LIBRARY_PATH": "/run/opengl-driver/lib:/stub/gcc-lib/lib:/stub/zlib/lib",
+                    "LD_LIBRARY_PATH": "/run/opengl-driver/lib:gcc-lib/lib:zlib/lib",
                 },
             }
+
+
+def test_a_dev_shell_is_entered(nix: Nix, flake: str, stub: tuple[str, ...]) -> None:
+    """``nix develop``, with the machine's bash. Python and uv in it are the stub's: nothing."""
+    said = nix.flake(
+        "develop", f"{flake}#p40", *stub, "--command", "bash", "-c", 'echo "$LEGACY_CUDA_STACK"'
+    )
+    assert said == "pascal\n"
+    listed = nix.flake("develop", flake, *stub, "--command", "true")
+    assert "  k80: kepler\n" in listed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+# LiteLLM in front of the engines of this machine: one address, and a name for each model.
+_:
+{
+  config,
+  lib,
+  ...
+}:
+let
+  inherit (lib) mkIf mkOption types;
+
+  cfg = config.services.legacy-cuda.gateway;
+  inherit (config.services.legacy-cuda) ollama llama-cpp;
+  at = service: "http://${service.host}:${toString service.port}";
+in
+{
+  options.services.legacy-cuda.gateway = {
+    enable = lib.mkEnableOption "LiteLLM in front of Ollama and llama.cpp of this machine";
+
+    host = mkOption {
+      type = types.str;
+      default = "127.0.0.1";
+      description = "The address to listen on.";
+    };
+
+    port = mkOption {
+      type = types.port;
+      default = 4000;
+      description = "The port to listen on.";
+    };
+  };
+
+  config = mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = ollama.enable || llama-cpp.enable;
+        message = "services.legacy-cuda.gateway: no engine of services.legacy-cuda is switched on";
+      }
+    ];
+
+    services.litellm = {
+      enable = true;
+      inherit (cfg) host port;
+      settings.model_list =
+        lib.optionals ollama.enable (
+          map (model: {
+            model_name = model;
+            litellm_params = {
+              model = "ollama_chat/${model}";
+              api_base = at ollama;
+            };
+          }) ollama.models
+        )
+        ++ lib.optional llama-cpp.enable {
+          model_name = "llama-cpp";
+          litellm_params = {
+            model = "openai/llama-cpp";
+            api_base = "${at llama-cpp}/v1";
+            # the client of this protocol wants one
+            api_key = "none";
+          };
+        };
+    };
+
+    # What NixOS's module leaves open; it needs no device and no privilege.
+    systemd.services.litellm.serviceConfig = {
+      CapabilityBoundingSet = [ "" ];
+      NoNewPrivileges = true;
+      PrivateDevices = true;
+      PrivateMounts = true;
+      ProtectSystem = "strict";
+      RemoveIPC = true;
+      RestrictSUIDSGID = true;
+      SystemCallFilter = [
+        "@system-service"
+        "~@privileged"
+      ];
+    };
+  };
+}

@@ -1,0 +1,118 @@
+# llama.cpp's server with code for the cards of this machine, on top of NixOS's own module.
+{
+  catalog,
+  stacks,
+  packaged,
+}:
+{
+  config,
+  lib,
+  ...
+}:
+let
+  inherit (lib) mkIf mkOption types;
+
+  cfg = config.services.legacy-cuda.llama-cpp;
+  inherit (config.hardware.legacy-cuda) gpus;
+  refusal = if gpus == [ ] then null else packaged.refusalOf "llama-cpp" gpus;
+  architectures = map (
+    name: catalog.capabilities.${catalog.gpus.${name}.capability}.architecture
+  ) gpus;
+in
+{
+  options.services.legacy-cuda.llama-cpp = {
+    enable = lib.mkEnableOption "llama.cpp's server with code for `hardware.legacy-cuda.gpus`";
+
+    package = mkOption {
+      type = types.package;
+      default = (packaged.packagesFor gpus).llama-cpp;
+      defaultText = lib.literalMD "llama.cpp compiled for the capabilities of the cards";
+      description = "The llama.cpp to run.";
+    };
+
+    host = mkOption {
+      type = types.str;
+      default = "127.0.0.1";
+      description = "The address to listen on.";
+    };
+
+    port = mkOption {
+      type = types.port;
+      default = 8080;
+      description = "The port to listen on.";
+    };
+
+    model = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/srv/models/model.gguf";
+      description = "The model to load. Either this or `modelsDir` has to be set.";
+    };
+
+    modelsDir = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/srv/models";
+      description = "A folder with models, which a request chooses from.";
+    };
+
+    settings = mkOption {
+      type = types.attrsOf types.anything;
+      default = { };
+      example = {
+        ctx-size = 8192;
+      };
+      description = "Options of llama-server without their dashes, on top of those that suit the cards.";
+    };
+  };
+
+  config = mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = gpus != [ ];
+        message = "services.legacy-cuda.llama-cpp: hardware.legacy-cuda.gpus is empty";
+      }
+      {
+        assertion = refusal == null;
+        message = stacks.sentence refusal;
+      }
+      {
+        assertion = (cfg.model == null) != (cfg.modelsDir == null);
+        message = "services.legacy-cuda.llama-cpp: set either model or modelsDir";
+      }
+    ];
+
+    services.llama-cpp = mkIf (refusal == null) {
+      enable = true;
+      inherit (cfg) package;
+      settings = {
+        inherit (cfg) host port;
+        n-gpu-layers = 99;
+      }
+      // lib.optionalAttrs (cfg.model != null) { inherit (cfg) model; }
+      // lib.optionalAttrs (cfg.modelsDir != null) { models-dir = cfg.modelsDir; }
+      # seven times slower there with a long context (ollama37)
+      // lib.optionalAttrs (lib.elem "Kepler" architectures) { flash-attn = "off"; }
+      // cfg.settings;
+    };
+
+    systemd.services.llama-cpp = mkIf (refusal == null) {
+      requires = [ "legacy-cuda-ready.service" ];
+      after = [ "legacy-cuda-ready.service" ];
+      # as nvidia-smi numbers them
+      environment.CUDA_DEVICE_ORDER = "PCI_BUS_ID";
+      # NixOS's module leaves devices open.
+      serviceConfig = {
+        DevicePolicy = "closed";
+        DeviceAllow = [
+          "char-nvidiactl"
+          "char-nvidia-frontend"
+          "char-nvidia-uvm"
+        ];
+        UMask = "0077";
+      };
+    };
+
+    hardware.legacy-cuda.resumeRepair.units = [ "llama-cpp.service" ];
+  };
+}

@@ -1,0 +1,26 @@
+# A host with a Tesla P40, without a display: Ollama and Open WebUI.
+{
+  hardware.legacy-cuda = {
+    gpus = [ "p40" ];
+    # of 250: cooler, and hardly slower where memory is the limit
+    powerLimits.p40 = 180;
+    thermalGuard.enable = true;
+  };
+
+  services.legacy-cuda = {
+    ollama = {
+      enable = true;
+      models = [ "llama3.2:3b" ];
+    };
+    web-ui.enable = true;
+  };
+
+  # Yours instead of these, from nixos-generate-config.
+  networking.hostName = "p40";
+  boot.loader.systemd-boot.enable = true;
+  fileSystems."/" = {
+    device = "/dev/disk/by-label/nixos";
+    fsType = "ext4";
+  };
+  system.stateVersion = "26.05";
+}

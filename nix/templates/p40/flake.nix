@@ -1,0 +1,23 @@
+{
+  description = "A host with a Tesla P40, without a display: Ollama and Open WebUI";
+
+  inputs = {
+    # Where your copy of legacy-cuda is.
+    legacy-cuda.url = "path:/etc/legacy-cuda";
+    nixpkgs.follows = "legacy-cuda/nixpkgs";
+  };
+
+  outputs =
+    { nixpkgs, legacy-cuda, ... }:
+    {
+      nixosConfigurations.p40 = nixpkgs.lib.nixosSystem {
+        system = "x86_64-linux";
+        modules = [
+          legacy-cuda.nixosModules.default
+          ./configuration.nix
+          # NVIDIA's driver is not free software.
+          { nixpkgs.config.allowUnfree = true; }
+        ];
+      };
+    };
+}

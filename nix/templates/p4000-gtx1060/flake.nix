@@ -1,0 +1,23 @@
+{
+  description = "A workstation with a Quadro P4000 and a GeForce GTX 1060: Ollama over both";
+
+  inputs = {
+    # Where your copy of legacy-cuda is.
+    legacy-cuda.url = "path:/etc/legacy-cuda";
+    nixpkgs.follows = "legacy-cuda/nixpkgs";
+  };
+
+  outputs =
+    { nixpkgs, legacy-cuda, ... }:
+    {
+      nixosConfigurations.p4000-gtx1060 = nixpkgs.lib.nixosSystem {
+        system = "x86_64-linux";
+        modules = [
+          legacy-cuda.nixosModules.default
+          ./configuration.nix
+          # NVIDIA's driver is not free software.
+          { nixpkgs.config.allowUnfree = true; }
+        ];
+      };
+    };
+}

@@ -1,0 +1,81 @@
+# What the tests look at of a machine that was evaluated.
+evaluated:
+let
+  inherit (evaluated) config;
+  failed = builtins.filter (one: !one.assertion) config.assertions;
+  # Options by name: some that are there only say that they were removed.
+  pick =
+    names: service:
+    if service.enable then
+      builtins.listToAttrs (
+        map (name: {
+          inherit name;
+          value = service.${name};
+        }) names
+      )
+    else
+      null;
+in
+{
+  failed = map (one: one.message) failed;
+  inherit (config) warnings;
+  kernel = config.boot.kernelPackages.kernel.version;
+  blacklisted = config.boot.blacklistedKernelModules;
+  # Without the driver some of its options have no value.
+  nvidia =
+    if config.services.xserver.videoDrivers == [ ] then
+      null
+    else
+      {
+        inherit (config.hardware.nvidia)
+          open
+          nvidiaPersistenced
+          nvidiaSettings
+          ;
+        inherit (config.hardware.nvidia.package) version;
+        powerManagement = config.hardware.nvidia.powerManagement.enable;
+        drivers = config.services.xserver.videoDrivers;
+        graphics = config.hardware.graphics.enable;
+        containers = config.hardware.nvidia-container-toolkit.enable;
+      };
+  inherit (config.hardware.legacy-cuda) notes;
+  notes-file = config.environment.etc."legacy-cuda/notes".text or null;
+  tmpfiles = config.systemd.tmpfiles.rules;
+  inherit (config) users;
+  firewall = config.networking.firewall.allowedTCPPorts;
+  units = builtins.mapAttrs (_: unit: {
+    inherit (unit)
+      description
+      after
+      requires
+      wants
+      wantedBy
+      environment
+      preStart
+      script
+      serviceConfig
+      ;
+  }) config.systemd.services;
+  services = {
+    ollama = pick [
+      "host"
+      "port"
+      "loadModels"
+      "environmentVariables"
+      "modelsDir"
+      "user"
+      "group"
+    ] config.services.ollama;
+    llama-cpp = pick [ "settings" ] config.services.llama-cpp;
+    litellm = pick [
+      "host"
+      "port"
+      "settings"
+    ] config.services.litellm;
+    open-webui = pick [
+      "host"
+      "port"
+      "environment"
+    ] config.services.open-webui;
+  };
+}

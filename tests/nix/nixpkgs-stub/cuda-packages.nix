@@ -1,0 +1,27 @@
+# A set of CUDA packages. Like nixpkgs' own it refuses capabilities that its nvcc has no code for.
+{
+  lib,
+  config,
+  manifests,
+}:
+let
+  parts = builtins.splitVersion manifests.cuda.release_label;
+  version = "${builtins.elemAt parts 0}.${builtins.elemAt parts 1}";
+  newest = capability: if lib.versionOlder capability "5.0" then "11.8" else "12.9";
+  tooOld = builtins.filter (capability: lib.versionOlder (newest capability) version) (
+    config.cudaCapabilities or [ ]
+  );
+  digits = capability: builtins.replaceStrings [ "." ] [ "" ] capability;
+in
+{
+  inherit config manifests;
+  cudaMajorMinorVersion = version;
+  flags =
+    if tooOld != [ ] then
+      throw "Requested CUDA capabilities which are too old for CUDA ${version}: ${toString tooOld}"
+    else
+      {
+        cudaCapabilities = config.cudaCapabilities or [ ];
+        realArches = map (capability: "sm_${digits capability}") (config.cudaCapabilities or [ ]);
+      };
+}

@@ -1,0 +1,149 @@
+# The options of NixOS that the modules set or read, with upstream's types, and those that upstream's
+# own modules set, so that these can take the place of the options here: `upstream` says which do.
+{ upstream }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  option = type: default: mkOption { inherit type default; };
+  required = type: mkOption { inherit type; };
+  off = option types.bool false;
+  strings = option (types.listOf types.str) [ ];
+  anything = option types.anything { };
+  lines = option types.lines "";
+  list = option (types.listOf types.raw) [ ];
+  unlessUpstream = name: options: if upstream ? ${name} then { } else options;
+in
+{
+  imports = builtins.attrValues upstream;
+
+  options = {
+    assertions = list;
+    warnings = strings;
+    meta.maintainers = list;
+    system.stateVersion = required types.str;
+    nixpkgs.config = anything;
+    fileSystems = anything;
+    users.users = anything;
+    users.groups = anything;
+    networking.hostName = required types.str;
+    networking.firewall.allowedTCPPorts = option (types.listOf types.port) [ ];
+    virtualisation = {
+      podman.enable = off;
+      docker.enable = off;
+      docker.enableNvidia = off;
+    };
+
+    boot = {
+      loader.systemd-boot.enable = off;
+      kernelPackages = option types.raw pkgs.linuxPackages;
+      blacklistedKernelModules = strings;
+      extraModprobeConfig = lines;
+      extraModulePackages = list;
+      kernelModules = strings;
+      kernelParams = strings;
+    };
+    environment = {
+      etc = anything;
+      systemPackages = list;
+    };
+
+    hardware = {
+      firmware = list;
+      graphics = {
+        enable = off;
+        extraPackages = list;
+        extraPackages32 = list;
+      };
+      nvidia-container-toolkit.enable = off;
+    }
+    // unlessUpstream "nvidia" {
+      nvidia = {
+        open = option (types.nullOr types.bool) null;
+        package = option types.package config.boot.kernelPackages.nvidiaPackages.production;
+        nvidiaPersistenced = off;
+        nvidiaSettings = option types.bool true;
+        powerManagement.enable = off;
+      };
+    };
+
+    services = {
+      acpid.enable = off;
+      dbus.packages = list;
+      udev.extraRules = lines;
+      xserver = {
+        enable = off;
+        videoDrivers = strings;
+        drivers = list;
+        serverLayoutSection = lines;
+        displayManager.setupCommands = lines;
+      };
+    }
+    // unlessUpstream "ollama" {
+      ollama = {
+        enable = off;
+        package = required types.package;
+        host = option types.str "127.0.0.1";
+        port = option types.port 11434;
+        loadModels = strings;
+        modelsDir = option types.str "/var/lib/ollama/models";
+        environmentVariables = option (types.attrsOf types.str) { };
+        user = option (types.nullOr types.str) null;
+        group = option (types.nullOr types.str) config.services.ollama.user;
+      };
+    }
+    // unlessUpstream "llama-cpp" {
+      llama-cpp = {
+        enable = off;
+        package = required types.package;
+        settings = option (types.attrsOf types.anything) { };
+      };
+    }
+    // unlessUpstream "litellm" {
+      litellm = {
+        enable = off;
+        host = option types.str "127.0.0.1";
+        port = option types.port 8080;
+        settings.model_list = option (types.listOf types.anything) [ ];
+      };
+    }
+    // unlessUpstream "open-webui" {
+      open-webui = {
+        enable = off;
+        host = option types.str "127.0.0.1";
+        port = option types.port 8080;
+        environment = option (types.attrsOf types.str) { };
+      };
+    };
+
+    systemd = {
+      package = option types.package pkgs.systemd;
+      packages = list;
+      tmpfiles.rules = strings;
+      services = option (types.attrsOf (
+        types.submodule {
+          options = {
+            enable = option types.bool true;
+            description = option types.str "";
+            after = strings;
+            before = strings;
+            bindsTo = strings;
+            requires = strings;
+            requiredBy = strings;
+            wants = strings;
+            wantedBy = strings;
+            path = list;
+            preStart = lines;
+            script = lines;
+            environment = option (types.attrsOf types.str) { };
+            serviceConfig = option (types.attrsOf types.anything) { };
+          };
+        }
+      )) { };
+    };
+  };
+}

@@ -1,0 +1,597 @@
+"""The NixOS modules: every card, the templates' machines, the units in systemd's eyes.
+
+NixOS's part is a stub: the options it declares, without what it makes of them. So the units of
+engines are seen here as far as our modules write them; docs/nix.md says what was evaluated with
+NixOS's own files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog import Gpu
+from legacy_cuda.resolve import Refusal, drivers_for, resolve
+from tests.nix import units
+from tests.nix.hosts import TEMPLATES, Host, evaluate_templates
+from tests.nix.nixrun import ROOT, Outputs, as_nix, without_store
+
+MODULES = ROOT / "nix" / "modules"
+SERVED = {"ollama", "llama-cpp"}
+ENGINES = [engine.name for engine in catalog.engines() if engine.name != "torch"]
+
+HELPERS = f"""
+  host = import {as_nix(Path(__file__).parent / "host.nix")};
+  machine = module: host (flake.nixpkgs.lib.nixosSystem {{
+    modules = [ flake.nixosModules.default module ];
+  }});
+"""
+
+
+def in_words(refusal: Refusal) -> str:
+    names = ", ".join(dict.fromkeys(gpu.name for gpu in refusal.gpus))
+    because = "; ".join(refusal.because)
+    return f"{refusal.engine.name} on {names} is refused [{refusal.rule}]: {because}"
+
+
+def refusal_of(gpus: list[Gpu], engine: str) -> Refusal | None:
+    found = resolve(gpus, catalog.find_engine(engine))
+    return found if isinstance(found, Refusal) else None
+
+
+@pytest.fixture(scope="session")
+def hosts(outputs: Outputs) -> dict[str, Host]:
+    """The machine of each template, evaluated as its flake does."""
+    return evaluate_templates(outputs, TEMPLATES)
+
+
+def test_templates_evaluate(hosts: dict[str, Host], outputs: Outputs) -> None:
+    assert set(hosts) == set(TEMPLATES)
+    assert set(outputs.evaluate("builtins.attrNames flake.templates")) == set(TEMPLATES)
+    for host in hosts.values():
+        assert host["failed"] == [] and host["warnings"] == []
+
+
+def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
+    """One test for each template; its machine has the template's units and no driver."""
+    found = outputs.evaluate(
+        f"""
+        let
+          {HELPERS}
+          inherit (flake) checks;
+          machines = builtins.mapAttrs (_: check: check.recorded) checks.x86_64-linux;
+        in
+        builtins.mapAttrs (_: test: let one = machine test.nodes.machine; in {{
+          inherit (test) name;
+          inherit (one) failed nvidia;
+          units = builtins.attrNames one.units;
+        }}) machines
+        """
+    )
+    assert set(found) == {f"vm-{name}" for name in TEMPLATES}
+    for check, one in found.items():
+        template = check.removeprefix("vm-")
+        assert one["name"] == f"legacy-cuda-{template}"
+        assert one["failed"] == [] and one["nvidia"] is None
+        guarded = "legacy-cuda-thermal-guard" in one["units"]
+        assert guarded is (template in ("p40", "p4-edge"))
+
+
+def test_the_p40_host(hosts: dict[str, Host]) -> None:
+    host = hosts["p40"]
+    assert host["nvidia"] == {
+        "open": False,
+        "version": "580.173.02",
+        "nvidiaPersistenced": True,
+        "nvidiaSettings": False,
+        "powerManagement": True,
+        "drivers": ["nvidia"],
+        "graphics": True,
+        "containers": False,
+    }
+    assert {"nouveau", "nova_core", "nova_drm"} <= set(host["blacklisted"])
+    assert host["notes-file"] == "\n".join(host["notes"]) + "\n"
+    assert len(host["notes"]) == 2  # passive, ECC
+    ollama = host["services"]["ollama"]
+    assert (ollama["host"], ollama["port"]) == ("127.0.0.1", 11434)
+    assert ollama["loadModels"] == ["llama3.2:3b"]
+    assert "OLLAMA_SCHED_SPREAD" not in ollama["environmentVariables"]
+    web = host["services"]["open-webui"]
+    assert (web["host"], web["port"]) == ("127.0.0.1", 3000)
+    assert web["environment"]["OLLAMA_BASE_URL"] == "http://127.0.0.1:11434"
+    assert web["environment"]["ENABLE_OPENAI_API"] == "False"
+    limits = without_store(host["units"]["legacy-cuda-power-limits"]["serviceConfig"])
+    (gpu,) = [gpu for gpu in catalog.gpus() if gpu.name == "p40"]
+    assert limits["ExecStart"] == " ".join(
+        [
+            "legacy-cuda-power-limits/bin/legacy-cuda-power-limits",
+            "nvidia-legacy_580-bin/bin/nvidia-smi",
+        ]
+        + [f"{pci}=180" for pci in gpu.pci_ids]
+    )
+    assert "legacy-cuda-thermal-guard" in host["units"]
+
+
+def test_the_workstation_with_two_cards(hosts: dict[str, Host]) -> None:
+    """What was set by hand on such a machine: device order, spread, keep-alive, resume."""
+    host = hosts["p4000-gtx1060"]
+    ollama = host["services"]["ollama"]
+    assert ollama["environmentVariables"] == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "OLLAMA_FLASH_ATTENTION": "1",
+        "OLLAMA_KEEP_ALIVE": "1h",
+        "OLLAMA_SCHED_SPREAD": "1",
+    }
+    assert (ollama["user"], ollama["modelsDir"]) == ("ollama", "/srv/models")
+    assert "d /srv/models 0750 ollama ollama -" in host["tmpfiles"]
+    resume = without_store(host["units"]["legacy-cuda-resume"])
+    assert resume["serviceConfig"]["ExecStart"].endswith("legacy-cuda-resume ollama.service")
+    assert "suspend.target" in resume["wantedBy"] and "suspend.target" in resume["after"]
+    (model,) = host["services"]["litellm"]["settings"]["model_list"]
+    assert model["litellm_params"] == {
+        "model": "ollama_chat/llama3.1:8b",
+        "api_base": "http://127.0.0.1:11434",
+    }
+    web = host["services"]["open-webui"]["environment"]
+    assert web["OPENAI_API_BASE_URL"] == "http://127.0.0.1:4000/v1"
+    ports = [
+        service["port"]
+        for name, service in host["services"].items()
+        if service and "port" in service
+    ]
+    assert len(ports) == len(set(ports)) == 3
+
+
+def test_the_k80_box(hosts: dict[str, Host]) -> None:
+    host = hosts["k80"]
+    assert host["nvidia"]["version"] == "470.256.02"
+    assert host["nvidia"]["open"] is False
+    assert host["nvidia"]["nvidiaPersistenced"] is False
+    settings = host["services"]["llama-cpp"]["settings"]
+    assert settings["flash-attn"] == "off" and settings["host"] == "127.0.0.1"
+    assert not {"legacy-cuda-power-limits", "legacy-cuda-thermal-guard"} & set(host["units"])
+    assert any("2 dies" in note for note in host["notes"])
+
+
+def test_the_edge_node(hosts: dict[str, Host]) -> None:
+    host = hosts["p4-edge"]
+    assert host["nvidia"]["containers"] is True
+    assert host["services"]["llama-cpp"]["settings"]["host"] == "0.0.0.0"
+    assert host["firewall"] == [8080]
+
+
+def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
+    """One that starts earlier stays on the CPU and does not say so."""
+    for host in hosts.values():
+        for name in SERVED & set(host["units"]):
+            unit = host["units"][name]
+            assert unit["requires"] == ["legacy-cuda-ready.service"]
+            assert "legacy-cuda-ready.service" in unit["after"]
+
+
+# Every card ---------------------------------------------------------------------------------------
+
+
+def test_every_card(outputs: Outputs, tmp_path: Path) -> None:
+    """Driver, kernel module and refusals are those of the resolver, for each card and engine."""
+    questions = [([gpu.name], engine) for gpu in catalog.gpus() for engine in ["", *ENGINES]]
+    branches = {branch.branch for branch in catalog.branches() if branch.nixos_attribute}
+    found = ask(outputs, tmp_path, questions)
+    refused = 0
+    for (names, engine), host in zip(questions, found, strict=True):
+        gpus = [catalog.find_gpu(name) for name in names]
+        expected = []
+        if (torch := refusal_of(gpus, "torch")) and torch.rule == "not-legacy":
+            expected.append(in_words(torch))
+        else:
+            # NixOS has the branch
+            driver = drivers_for([gpus[0].capability])[-1]
+            assert driver.branch.branch in branches
+            assert host["branch"] == driver.branch.branch
+            assert host["open"] is (driver.flavour == "open")
+        refusal = refusal_of(gpus, engine) if engine else None
+        if refusal and refusal.rule == "engine-not-packaged" and engine == "ollama":
+            refusal = torch
+        if refusal:
+            expected.append(in_words(refusal))
+            refused += 1
+        assert sorted(host["failed"]) == sorted(expected), (names, engine)
+    assert refused > len(catalog.gpus())
+
+
+def ask(
+    outputs: Outputs, folder: Path, questions: list[tuple[list[str], str]]
+) -> list[dict[str, Any]]:
+    """What machines with these cards, and an engine switched on, say. In one evaluation."""
+    asked = folder / "questions.json"
+    asked.write_text(json.dumps(questions))
+    return outputs.evaluate(  # type: ignore[no-any-return]
+        f"""
+        let
+          evaluate = question:
+            let
+              engine = builtins.elemAt question 1;
+              evaluated = flake.nixpkgs.lib.nixosSystem {{
+                modules = [
+                  flake.nixosModules.default
+                  {{ hardware.legacy-cuda.gpus = builtins.elemAt question 0; }}
+                  {{
+                    services.legacy-cuda = if engine == "" then {{ }}
+                      else {{
+                        ${{engine}} = {{ enable = true; }}
+                          // (if engine == "llama-cpp" then {{ model = "m"; }} else {{ }});
+                      }};
+                  }}
+                ];
+              }};
+              inherit (evaluated) config;
+              failed = builtins.filter (one: !one.assertion) config.assertions;
+              ok = failed == [ ];
+            in
+            {{
+              failed = map (one: one.message) failed;
+              inherit (config.hardware.legacy-cuda) branch;
+              inherit (config.hardware.nvidia) open;
+              engine = ok && engine != "" && config.systemd.services ? ${{engine}};
+            }};
+        in
+        map evaluate (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
+        """
+    )
+
+
+@pytest.mark.parametrize(
+    "gpus", [["k80", "p40"], ["p40", "rtx5090"], ["k80", "h100"], ["v100", "h100"]]
+)
+def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> None:
+    (host,) = ask(outputs, tmp_path, [(gpus, "")])
+    cards = [catalog.find_gpu(name) for name in gpus]
+    refusal = refusal_of(cards, "torch")
+    if refusal and refusal.rule in ("kernel-module-flavour", "driver-branch"):
+        assert host["failed"] == [in_words(refusal)]
+    else:
+        assert host["failed"] == []
+        assert host["branch"] == drivers_for([gpu.capability for gpu in cards])[-1].branch.branch
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("{ services.legacy-cuda.ollama.enable = true; }", "hardware.legacy-cuda.gpus is empty"),
+        ("{ services.legacy-cuda.vllm.enable = true; }", "hardware.legacy-cuda.gpus is empty"),
+        (
+            '{ hardware.legacy-cuda = { gpus = [ "p40" ]; powerLimits.p40 = 400; }; }',
+            "powerLimits.p40: a Tesla P40 is made for 250 W",
+        ),
+        (
+            '{ hardware.legacy-cuda = { gpus = [ "p40" ]; powerLimits.p4 = 50; }; }',
+            "powerLimits.p4: there is no such card",
+        ),
+        (
+            '{ hardware.legacy-cuda = { gpus = [ "k80" ]; branch = "580"; }; }',
+            "driver branch 580 does not serve k80; the newest that does is 470",
+        ),
+        (
+            '{ hardware.legacy-cuda.gpus = [ "p40" ];'
+            " services.legacy-cuda.llama-cpp.enable = true; }",
+            "set either model or modelsDir",
+        ),
+        (
+            '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda.web-ui.enable = true; }',
+            "no engine of services.legacy-cuda is switched on",
+        ),
+        (
+            '{ pkgs, ... }: { hardware.legacy-cuda.gpus = [ "k80" ];'
+            " boot.kernelPackages = pkgs.linuxKernel.packages.linux_7_1; }",
+            "driver branch 470 does not compile on Linux 7.1.9",
+        ),
+    ],
+)
+def test_what_cannot_work_is_said(outputs: Outputs, module: str, said: str) -> None:
+    failed = outputs.evaluate(f"let {HELPERS} in (machine ({module})).failed")
+    assert any(said in message for message in failed), failed
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ('gpus = [ "p41" ];', "gpus"),
+        ('gpus = [ "p40" ]; thermalGuard.cards = [ "p4" ];', "thermalGuard.cards"),
+        ('gpus = [ "p40" ]; branch = "999";', "branch"),
+    ],
+)
+def test_a_name_that_is_none(outputs: Outputs, settings: str, option: str) -> None:
+    said = outputs.fails(
+        f"""
+        let {HELPERS} in (flake.nixpkgs.lib.nixosSystem {{
+          modules = [ flake.nixosModules.hardware {{ hardware.legacy-cuda = {{ {settings} }}; }} ];
+        }}).config.hardware.legacy-cuda.{option}
+        """
+    )
+    assert f"hardware.legacy-cuda.{option}" in said and "is not of type" in said
+
+
+def test_nothing_happens_without_cards(outputs: Outputs) -> None:
+    host = outputs.evaluate(f"let {HELPERS} in machine {{ }}")
+    assert host["units"] == {} and host["nvidia"] is None and host["failed"] == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "default", "kernel"),
+    [("k80", "7_1", "6.18.40"), ("p40", "7_1", "7.1.9"), ("k80", "6_18", "6.18.40")],
+)
+def test_the_kernel(outputs: Outputs, gpu: str, default: str, kernel: str) -> None:
+    """Left alone where the driver compiles on it, else the newest that it does compile on."""
+    found = outputs.evaluate(
+        f"""
+        let
+          pkgs = flake.nixpkgs.legacyPackages.x86_64-linux;
+          evaluated = flake.nixpkgs.lib.nixosSystem {{
+            pkgs = pkgs // {{ linuxPackages = pkgs.linuxKernel.packages.linux_{default}; }};
+            modules = [
+              flake.nixosModules.hardware
+              {{ hardware.legacy-cuda.gpus = [ "{gpu}" ]; }}
+            ];
+          }};
+        in
+        evaluated.config.boot.kernelPackages.kernel.version
+        """
+    )
+    assert found == kernel
+
+
+def test_a_part_brings_what_it_needs(outputs: Outputs) -> None:
+    """Each part alone, and all of them beside `default`, which has them already."""
+    parts = outputs.evaluate("builtins.attrNames flake.nixosModules")
+    assert parts == ["default", "gateway", "hardware", "llama-cpp", "ollama", "refused", "web-ui"]
+    for some in [*([part] for part in parts), parts]:
+        modules = " ".join(f"flake.nixosModules.{part}" for part in some)
+        branch = outputs.evaluate(
+            f"""
+            (flake.nixpkgs.lib.nixosSystem {{
+              modules = [ {modules} {{ hardware.legacy-cuda.gpus = [ "m40" ]; }} ];
+            }}).config.hardware.legacy-cuda.branch
+            """
+        )
+        assert branch == "580"
+
+
+def test_settings_win_over_what_suits_the_card(outputs: Outputs) -> None:
+    host = outputs.evaluate(
+        f"""
+        let {HELPERS} in machine ({{ lib, pkgs, ... }}: {{
+          hardware.legacy-cuda.gpus = [ "k80" "k80" ];
+          hardware.nvidia.package = pkgs.linuxPackages.nvidiaPackages.legacy_535;
+          hardware.legacy-cuda.resumeRepair.units = [ "mine.service" ];
+          services.legacy-cuda.llama-cpp = {{
+            enable = true;
+            modelsDir = "/m";
+            package = pkgs.curl;
+            settings.flash-attn = "on";
+          }};
+        }})
+        """
+    )
+    assert host["nvidia"]["version"] == "535.288.01"
+    settings = host["services"]["llama-cpp"]["settings"]
+    assert settings["flash-attn"] == "on" and settings["models-dir"] == "/m"
+    resume = host["units"]["legacy-cuda-resume"]["serviceConfig"]["ExecStart"]
+    assert resume.endswith(" mine.service llama-cpp.service") or resume.endswith(
+        " llama-cpp.service mine.service"
+    )
+
+
+# systemd ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def systemd() -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.fail("systemd-analyze is not on PATH: apt-get install systemd")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_systemd_has_nothing_to_say(
+    hosts: dict[str, Host], systemd: None, tmp_path: Path, name: str
+) -> None:
+    own = {
+        unit: facts
+        for unit, facts in hosts[name]["units"].items()
+        if "ExecStart" in facts["serviceConfig"]
+    }
+    assert own
+    assert units.verify(own, tmp_path) == ""
+
+
+def test_what_verify_finds(hosts: dict[str, Host], systemd: None, tmp_path: Path) -> None:
+    """That the silence above means something."""
+    unit = json.loads(json.dumps(hosts["p40"]["units"]["legacy-cuda-ready"]))
+    unit["serviceConfig"]["ProtectHoem"] = True
+    assert "ProtectHoem" in units.verify({"legacy-cuda-ready": unit}, tmp_path)
+
+
+def test_exposure(hosts: dict[str, Host], systemd: None, tmp_path: Path) -> None:
+    """No service of ours scores above 3.0 in ``systemd-analyze security``. With a checkout the
+    engines' units are whole; those of NVIDIA's driver (``nvidia-*``) are not ours."""
+    seen = {}
+    for template, host in hosts.items():
+        for name, unit in host["units"].items():
+            if "ExecStart" in unit["serviceConfig"] and not name.startswith("nvidia-"):
+                seen[f"{template} {name}"] = units.exposure(unit, name, tmp_path)
+    assert seen and max(seen.values()) <= 3.0, seen
+
+
+# The scripts of the units, run by bash ------------------------------------------------------------
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    file.write_text(f"#!/bin/bash\n{text}")
+    file.chmod(0o755)
+
+
+def command(script: str, *arguments: str) -> list[str]:
+    # as writeShellApplication starts it
+    return [
+        "bash",
+        "-o",
+        "errexit",
+        "-o",
+        "nounset",
+        "-o",
+        "pipefail",
+        str(MODULES / script),
+        *arguments,
+    ]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", **more}
+
+
+@pytest.fixture
+def smi(tmp_path: Path) -> Path:
+    """An nvidia-smi with two P40s and a P4, which writes down what it is told."""
+    (tmp_path / "degrees").write_text("40")
+    program(
+        tmp_path / "bin",
+        "nvidia-smi",
+        f"""case "$*" in
+  *power-limit=*) echo "$*" >> {tmp_path}/calls; [ ! -e {tmp_path}/broken ] ;;
+  *temperature*)
+    [ -s {tmp_path}/degrees ] || exit 9
+    echo "0, 0x1B3810DE, $(cat {tmp_path}/degrees), 250.00, 125.00"
+    echo "1, 0x1B3810DE, [N/A], [N/A], [N/A]"
+    echo "2, 0x1BB310DE, 99, 75.00, 60.00"
+    ;;
+  *) echo "0, 0x1B3810DE"; echo "1, 0x1B3810DE"; echo "2, 0x1BB310DE" ;;
+esac
+""",
+    )
+    return tmp_path / "calls"
+
+
+def test_power_limits(tmp_path: Path, smi: Path) -> None:
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180", "10de:15f8=200"]
+    subprocess.run(command("power-limits.sh", *arguments), check=True, timeout=20)
+    assert smi.read_text().splitlines() == [
+        "--id=0 --power-limit=180",
+        "--id=1 --power-limit=180",
+    ]
+
+
+def test_a_limit_that_is_not_taken_fails_the_unit(tmp_path: Path, smi: Path) -> None:
+    (tmp_path / "broken").touch()
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180"]
+    done = subprocess.run(command("power-limits.sh", *arguments), timeout=20)
+    assert done.returncode == 1
+    assert len(smi.read_text().splitlines()) == 2  # the second card is tried all the same
+
+
+def test_cards_that_cannot_be_listed_fail_the_unit(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "nvidia-smi", "exit 9\n")
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180"]
+    assert subprocess.run(command("power-limits.sh", *arguments), timeout=20).returncode == 9
+
+
+def wait_for(calls: Path, count: int) -> list[str]:
+    for _ in range(200):
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        if len(lines) >= count:
+            return lines
+        time.sleep(0.05)
+    raise AssertionError(f"{calls}: {lines}")
+
+
+def test_thermal_guard(tmp_path: Path, smi: Path) -> None:
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=85"]
+    fast = environment(tmp_path, LEGACY_CUDA_GUARD_SECONDS="0.05")
+    degrees = tmp_path / "degrees"
+
+    def becomes(value: str) -> None:
+        (tmp_path / "new").write_text(value)
+        (tmp_path / "new").rename(degrees)
+
+    guard = subprocess.Popen(
+        command("thermal-guard.sh", *arguments), env=fast, stderr=subprocess.DEVNULL
+    )
+    try:
+        becomes("85")
+        assert wait_for(smi, 1) == ["--id=0 --power-limit=125.00"]
+        becomes("76")  # still warm: nothing
+        time.sleep(0.5)
+        assert len(wait_for(smi, 1)) == 1
+        becomes("")  # nothing to be had from nvidia-smi for a while
+        time.sleep(0.3)
+        becomes("75")
+        assert wait_for(smi, 2)[1] == "--id=0 --power-limit=250.00"
+        becomes("90")
+        assert wait_for(smi, 3)[2] == "--id=0 --power-limit=125.00"
+        guard.send_signal(signal.SIGTERM)
+        assert guard.wait(timeout=10) == 0
+        assert wait_for(smi, 4)[3] == "--id=0 --power-limit=250.00"
+    finally:
+        if guard.poll() is None:
+            guard.kill()
+            guard.wait()
+
+
+@pytest.mark.parametrize("present", [["nvidiactl", "nvidia-uvm"], ["nvidiactl"], []])
+def test_ready(tmp_path: Path, present: list[str]) -> None:
+    for name in present:
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        command("ready.sh", "1"),
+        env=environment(tmp_path, LEGACY_CUDA_DEV=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    missing = [name for name in ("nvidiactl", "nvidia-uvm") if name not in present]
+    assert done.returncode == (1 if missing else 0)
+    assert not missing or f"{tmp_path}/{missing[0]} did not appear" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("active", "busy"), list(itertools.product([[], ["ollama.service"]], [False, True]))
+)
+def test_resume(tmp_path: Path, active: list[str], busy: bool) -> None:
+    """What runs is stopped and started again, also where the module cannot be taken out."""
+    calls = tmp_path / "calls"
+    wanted = "|".join(active) or "none"
+    program(
+        tmp_path / "bin",
+        "systemctl",
+        f"""[ "$1" = --quiet ] && {{ case "$3" in {wanted}) exit 0 ;; esac; exit 3; }}
+echo "systemctl $*" >> {calls}\n""",
+    )
+    program(tmp_path / "bin", "modprobe", f'echo "modprobe $*" >> {calls}\n')
+    program(
+        tmp_path / "bin", "rmmod", f'echo "rmmod $*" >> {calls}; {"false" if busy else "true"}\n'
+    )
+    done = subprocess.run(
+        command("resume.sh", "ollama.service", "llama-cpp.service"),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == (1 if busy else 0)
+    assert calls.read_text().splitlines() == [
+        *(f"systemctl stop {unit}" for unit in active),
+        "rmmod nvidia_uvm",
+        *([] if busy else ["modprobe nvidia_uvm"]),
+        *(f"systemctl start {unit}" for unit in active),
+    ]
+    assert ("in use by something else" in done.stderr) is busy

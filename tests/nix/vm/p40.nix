@@ -1,0 +1,36 @@
+{ self }:
+{
+  name = "legacy-cuda-p40";
+  nodes.machine = {
+    imports = [
+      (import ../vm-host.nix {
+        inherit self;
+        template = "p40";
+      })
+    ];
+    vmHost.pciId = "0x1B3810DE";
+  };
+  testScript = ''
+    def driver():
+        machine.succeed("touch /run/stand-in/dev/nvidiactl /run/stand-in/dev/nvidia-uvm")
+
+    with subtest("nothing starts before the driver is there"):
+        machine.wait_for_unit("sysinit.target")
+        machine.succeed("systemctl show -p ActiveState legacy-cuda-ready | grep activating")
+        machine.fail("systemctl is-active ollama.service")
+
+    with subtest("then Ollama answers on loopback and nowhere else"):
+        driver()
+        machine.wait_for_unit("ollama.service")
+        machine.wait_for_open_port(11434)
+        machine.succeed("ss -tln | grep 127.0.0.1:11434")
+
+    with subtest("the power limit is set, and lowered while the card is hot"):
+        machine.wait_for_unit("legacy-cuda-power-limits.service")
+        machine.succeed("grep -- '--id=0 --power-limit=180' /run/stand-in/calls")
+        machine.succeed("echo 90 > /run/stand-in/degrees")
+        machine.wait_until_succeeds("grep -- '--power-limit=125.00' /run/stand-in/calls")
+        machine.succeed("echo 60 > /run/stand-in/degrees")
+        machine.wait_until_succeeds("grep -- '--power-limit=250.00' /run/stand-in/calls")
+  '';
+}
