@@ -19,7 +19,7 @@ from legacy_cuda import catalog
 from legacy_cuda.cli import main, output
 from legacy_cuda.errors import SurroundingsError, UserError
 
-COMMANDS = ("audit", "build", "gpus", "index", "replay", "resolve", "toolchain", "up")
+COMMANDS = ("audit", "bench", "build", "gpus", "index", "replay", "resolve", "toolchain", "up")
 HEAVY = ("torch", "rich", "requests", "packaging", "uv", "isal", "zstandard", "concurrent.futures")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from legacy_cuda import audit, catalog
 from legacy_cuda.capability import Capability
 
-_STYLE = """
+STYLE = """
 :root { --ink: #1c2127; --soft: #5d6672; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
   --good: #1f7a4d; --jit: #a15c00; --bad: #b3261e; --accent: #76b900; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4b1; --line: #323a44;
@@ -68,7 +68,7 @@ def html(manifest: dict[str, Any]) -> str:
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(manifest['name'])}: legacy-cuda report</title>",
-        f"<style>{_STYLE}</style></head><body><main>",
+        f"<style>{STYLE}</style></head><body><main>",
         f"<h1>{escape(cards)}</h1>",
         f'<p class="lead">{escape(manifest["stack"])} stack, '
         f"made {escape(manifest['created'])} by legacy-cuda {escape(manifest['tool'])}</p>",
