@@ -74,6 +74,7 @@ class Stub:
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str] = []
         self.running = self.most = self.dropped = 0
         self.port = 0
         self.slots = asyncio.Semaphore(behaviour.slots)
@@ -96,13 +97,20 @@ class Stub:
                     name, _, value = line.decode().partition(":")
                     if name.lower() == "content-length":
                         length = int(value)
+                    elif name.lower() == "authorization":
+                        self.keys.append(value.strip())
                 body = json.loads(await reader.readexactly(length)) if length else {}
-                if not await self._answer(method, path, body, writer):
+                if not await self._answer(method, path, body, reader, writer):
                     break
         writer.close()
 
     async def _answer(
-        self, method: str, path: str, body: dict[str, Any], writer: asyncio.StreamWriter
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> bool:
         """Answer one request; False where the connection ends with it."""
         behaviour = self.behaviour
@@ -113,7 +121,7 @@ class Stub:
             self.most = max(self.most, self.running)
             try:
                 async with self.slots:
-                    return await self._complete(path, number, body, writer)
+                    return await self._complete(path, number, body, reader, writer)
             except ConnectionError:
                 self.dropped += 1
                 return False
@@ -136,7 +144,12 @@ class Stub:
         return True
 
     async def _complete(
-        self, path: str, number: int, body: dict[str, Any], writer: asyncio.StreamWriter
+        self,
+        path: str,
+        number: int,
+        body: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> bool:
         behaviour = self.behaviour
         fault = behaviour.faults.get(number, behaviour.fault)
@@ -160,7 +173,7 @@ class Stub:
             writer.write(b"<h1>Hello</h1>\n")
             return True
         if fault == "hang":
-            await _gone(writer)
+            await _gone(reader)
         await asyncio.sleep(
             (behaviour.first_ms + prompt * behaviour.per_prompt_token_us / 1e3) / 1e3
         )
@@ -183,7 +196,7 @@ class Stub:
                     await writer.drain()
                     return False
                 if fault == "stall":
-                    await _gone(writer)
+                    await _gone(reader)
                 if fault == "garbage":
                     _send(writer, b"data: {not json\n\n")
                 if fault == "huge-line":
@@ -263,9 +276,9 @@ def _plain(writer: asyncio.StreamWriter, status: int, answer: Any) -> None:
     writer.write(data)
 
 
-async def _gone(writer: asyncio.StreamWriter) -> None:
+async def _gone(reader: asyncio.StreamReader) -> None:
     """Wait until the client goes away, then end as if the connection broke."""
-    while not writer.is_closing():
+    while not reader.at_eof():
         await asyncio.sleep(0.01)
     raise ConnectionResetError
 

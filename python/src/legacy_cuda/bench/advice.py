@@ -67,7 +67,7 @@ def warnings(summaries: Sequence[Summary], kept_prompts: Mapping[str, Any]) -> l
     """Sentences on what makes figures less than they seem, each with its points."""
     said = []
     for summary in summaries:
-        if summary.failed:
+        if summary.not_counted:
             bad = {name: count for name, count in summary.outcomes.items() if name != "ok"}
             counts = ", ".join(f"{count} {name}" for name, count in bad.items())
             why = f": {summary.problems[0]}" if summary.problems else ""

@@ -17,7 +17,7 @@ Counted = Literal["usage", "timings", "none"]
 
 @dataclass(frozen=True)
 class Answer:
-    """One request. Only an ``ok`` one has figures.
+    """One request. Only an ``ok`` one has times of its own; counts are kept of any.
 
     ``ttft_ms``: from sending on an open connection to the first text; ``gaps_ms``: between pieces
     of text; ``latency_ms``: from sending to the last text. Tokens are the server's count, of the
@@ -74,7 +74,7 @@ def read(raw: Raw) -> Answer:
         _walk(raw, stream)
         _check_end(raw, stream)
     except _Failed as failed:
-        return Answer(failed.outcome, str(failed)[:500], raw.status)
+        return Answer(failed.outcome, str(failed)[:500], raw.status, **_counts(stream))
     first, last = stream.texts[0], stream.texts[-1]
     gaps = [
         round((later - earlier) / 1e6, 3)
@@ -141,6 +141,8 @@ def _take(kind: str, text: str, time: int, stream: _Stream) -> None:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if kind == "error":
+            raise _Failed("server-error", text) from error
         raise _Failed("protocol", f"an event is no JSON: {text[:80]!r}") from error
     if message := _error(data) or (text if kind == "error" else ""):
         raise _Failed("server-error", message)

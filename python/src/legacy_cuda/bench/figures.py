@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -55,24 +56,40 @@ class Metric:
     of: Callable[[Repeat], float | None]
 
 
-def _mean(repeat: Repeat, value: Callable[[Answer], float | None]) -> float | None:
-    found = [
-        number for answer in repeat.answers if answer.ok if (number := value(answer)) is not None
-    ]
+Number = Callable[[Answer], "float | None"]
+
+
+def _mean(repeat: Repeat, value: Number) -> float | None:
+    found = [number for answer in _good(repeat) if (number := value(answer)) is not None]
     return fmean(found) if found else None
 
 
-def tpot_ms(answer: Answer) -> float | None:
-    """Milliseconds for a token after the first."""
-    if answer.completion_tokens is None or answer.completion_tokens < 2:
+def _rate(repeat: Repeat, tokens: Number, ms: Number) -> float | None:
+    """Tokens per second: all of them over all of the time, of the requests that have both."""
+    pairs = [(tokens(answer), ms(answer)) for answer in _good(repeat)]
+    known = [(count, spent) for count, spent in pairs if count and spent]
+    return 1000 * sum(c for c, _ in known) / sum(s for _, s in known) if known else None
+
+
+def _good(repeat: Repeat) -> list[Answer]:
+    return [answer for answer in repeat.answers if answer.ok]
+
+
+def _later_tokens(answer: Answer) -> int | None:
+    """Tokens after the first."""
+    return None if answer.completion_tokens is None else answer.completion_tokens - 1
+
+
+def _later_ms(answer: Answer) -> float | None:
+    """From the first text to the last."""
+    if answer.latency_ms is None or answer.ttft_ms is None:
         return None
-    assert answer.latency_ms is not None and answer.ttft_ms is not None
-    return (answer.latency_ms - answer.ttft_ms) / (answer.completion_tokens - 1)
+    return answer.latency_ms - answer.ttft_ms
 
 
-def _decode(answer: Answer) -> float | None:
-    spent = tpot_ms(answer)
-    return 1000 / spent if spent else None
+def _tpot_ms(answer: Answer) -> float | None:
+    tokens, spent = _later_tokens(answer), _later_ms(answer)
+    return spent / tokens if tokens and tokens > 0 and spent is not None else None
 
 
 def _computed(answer: Answer) -> int | None:
@@ -80,22 +97,6 @@ def _computed(answer: Answer) -> int | None:
     if answer.prompt_tokens is None:
         return None
     return answer.prompt_tokens - (answer.cached_tokens or 0)
-
-
-def _prefill(answer: Answer) -> float | None:
-    computed = _computed(answer)
-    return computed / answer.ttft_ms * 1000 if computed and answer.ttft_ms else None
-
-
-def _server_prefill(answer: Answer) -> float | None:
-    computed = _computed(answer)
-    return computed / answer.prompt_ms * 1000 if computed and answer.prompt_ms else None
-
-
-def _server_decode(answer: Answer) -> float | None:
-    if not answer.predicted_ms or not answer.completion_tokens:
-        return None
-    return answer.completion_tokens / answer.predicted_ms * 1000
 
 
 def _throughput(tokens: Callable[[Answer], int | None]) -> Callable[[Repeat], float | None]:
@@ -116,11 +117,17 @@ METRICS = (
         "prefill",
         "tokens/s",
         True,
-        lambda repeat: _mean(repeat, _prefill) if repeat.point.concurrency == 1 else None,
+        lambda r: _rate(r, _computed, lambda a: a.ttft_ms) if r.point.concurrency == 1 else None,
     ),
     Metric("ttft_ms", "TTFT", "ms", False, lambda r: _mean(r, lambda a: a.ttft_ms)),
-    Metric("decode_tokens_per_s", "decode", "tokens/s", True, lambda r: _mean(r, _decode)),
-    Metric("tpot_ms", "TPOT", "ms", False, lambda r: _mean(r, tpot_ms)),
+    Metric(
+        "decode_tokens_per_s",
+        "decode",
+        "tokens/s",
+        True,
+        lambda r: _rate(r, _later_tokens, _later_ms),
+    ),
+    Metric("tpot_ms", "TPOT", "ms", False, lambda r: _mean(r, _tpot_ms)),
     Metric(
         "itl_ms",
         "ITL",
@@ -154,14 +161,14 @@ METRICS = (
         "prefill by the server",
         "tokens/s",
         True,
-        lambda r: _mean(r, _server_prefill),
+        lambda r: _rate(r, _computed, lambda a: a.prompt_ms),
     ),
     Metric(
         "server_decode_tokens_per_s",
         "decode by the server",
         "tokens/s",
         True,
-        lambda r: _mean(r, _server_decode),
+        lambda r: _rate(r, lambda a: a.completion_tokens, lambda a: a.predicted_ms),
     ),
 )
 
@@ -202,6 +209,7 @@ def round_(value: float | None) -> str:
     return f"{value:.{min(digits, 4)}f}"
 
 
+@cache
 def student(confidence: float, freedom: int) -> float:
     """The t that ``confidence`` of Student's distribution lies within, two-sided, by bisection.
 
@@ -251,11 +259,13 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """A point, from all of its finished rounds. Percentiles are of all requests and gaps."""
+    """A point, from its finished rounds. Percentiles are of all requests and gaps. ``outcomes``
+    and ``problems`` are of all rounds, ``failed`` counts requests of finished ones."""
 
     point: Point
     rounds: int
     outcomes: dict[str, int]
+    failed: int
     problems: tuple[str, ...]
     metrics: dict[str, Estimate]
     percentiles: dict[str, dict[str, float | None]]
@@ -273,8 +283,8 @@ class Summary:
         return found.mean if found else None
 
     @property
-    def failed(self) -> int:
-        """Requests that do not count, those of interrupted rounds included."""
+    def not_counted(self) -> int:
+        """Requests that are in no figure because of what became of them."""
         return sum(count for outcome, count in self.outcomes.items() if outcome != "ok")
 
 
@@ -305,6 +315,7 @@ def _summary(point: Point, tried: Sequence[Repeat]) -> Summary:
         point,
         len(repeats),
         dict(sorted(Counter(answer.outcome for answer in every).items())),
+        len(answers) - len(good),
         tuple(dict.fromkeys(answer.problem for answer in every if answer.problem))[:5],
         metrics,
         {
@@ -336,6 +347,7 @@ def record(summary: Summary) -> dict[str, Any]:
         **summary.point._asdict(),
         "rounds": summary.rounds,
         "outcomes": summary.outcomes,
+        "failed": summary.failed,
         "problems": list(summary.problems),
         "metrics": {
             name: {

@@ -24,6 +24,7 @@ td small { color: var(--soft); }
 _COLOURS = ("#2f7fd0", "#d9822b", "#3c9d6b", "#a45bb8", "#c0453b", "#5f8a8b", "#8f7a1e")
 _WIDTH, _HEIGHT = 460, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 74, 14, 40
+_LABEL = 13
 
 
 class Dot(NamedTuple):
@@ -149,7 +150,7 @@ def row(summary: Summary) -> tuple[str, ...]:
         percentiles(summary, "itl_ms"),
         figure(summary, "output_tokens_per_s"),
         str(summary.outcomes.get("ok", 0)),
-        str(summary.failed or ""),
+        str(summary.not_counted or ""),
     )
 
 
@@ -266,8 +267,8 @@ def _chart(
     ends = _apart([_y(dots[-1].value, ceiling) for _, dots in lines])
     for number, (label, dots) in enumerate(lines):
         colour = _COLOURS[number % len(_COLOURS)]
-        out.append(_line(label, dots, colour, len(places), ceiling, metric.unit))
-        x = _x(dots[-1].x, len(places)) + 9
+        out.append(_line(label, dots, colour, len(places), ceiling, metric.unit, 3.0 * number))
+        x = _x(dots[-1].x, len(places)) + 3 * number + 9
         out.append(
             f'<text x="{x:.1f}" y="{ends[number] + 4:.1f}" style="fill:{colour}">'
             f"{escape(label)}</text>"
@@ -276,9 +277,16 @@ def _chart(
 
 
 def _line(
-    label: str, dots: Sequence[Dot], colour: str, places: int, ceiling: float, unit: str
+    label: str,
+    dots: Sequence[Dot],
+    colour: str,
+    places: int,
+    ceiling: float,
+    unit: str,
+    shift: float,
 ) -> str:
-    spots = [(_x(dot.x, places), _y(dot.value, ceiling), dot) for dot in dots]
+    """One series; ``shift`` to the right keeps its intervals from covering the others'."""
+    spots = [(_x(dot.x, places) + shift, _y(dot.value, ceiling), dot) for dot in dots]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in spots)
     out = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"></polyline>']
     for x, y, dot in spots:
@@ -315,9 +323,13 @@ def _step(top: float) -> float:
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """Heights of labels, moved down where they would cover each other."""
+    """Heights of labels, moved so that none covers another or the axis, where they have room."""
+    order = sorted(range(len(heights)), key=lambda at: heights[at])
     moved = list(heights)
     above = -math.inf
-    for at in sorted(range(len(heights)), key=lambda at: heights[at]):
-        above = moved[at] = max(heights[at], above + 13)
+    for at in order:
+        above = moved[at] = max(heights[at], above + _LABEL)
+    below = float(_HEIGHT - _BOTTOM) + _LABEL
+    for at in reversed(order):
+        below = moved[at] = min(moved[at], below - _LABEL)
     return moved
