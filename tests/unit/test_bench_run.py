@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import signal
@@ -385,7 +386,7 @@ def test_control_c_keeps_what_was_measured(bench: Callable[..., Outcome]) -> Non
         out, error = process.communicate(timeout=60)
         assert process.returncode == 130, (out, error)
         assert "the same command goes on" in error and "Traceback" not in error
-        assert "left      1 rounds" in out and "2 cancelled" in out
+        assert "left      1 rounds" in out and "2 cancelled" in out, out
         data = stored()
         assert [item["unfinished"] for item in data["rounds"]] == ["", "interrupted"]
         wait_for(lambda: stub.running == 0)
@@ -581,6 +582,19 @@ def test_an_exchange_can_be_cut_off_at_any_moment(moment: str) -> None:
         wait_for(lambda: stub.running == 0)
     assert one.raw.ending == ("end" if moment == "after" else "cancelled")
     assert len(stub.bodies) == (0 if moment == "before" else 1)
+
+
+def test_an_interruption_waits_until_all_are_cut_off() -> None:
+    with serving(Behaviour(fault="stall")) as stub:
+        workers = [[exchange(stub, stall=60)] for _ in range(8)]
+        timer = threading.Thread(
+            target=lambda: (wait_for(lambda: stub.running == 8), _thread.interrupt_main())
+        )
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            drive.together(workers, drive.Limits(60, 60))
+        assert {one.raw.ending for (one,) in workers} == {"cancelled"}
+        timer.join()
 
 
 def test_nobody_listens() -> None:

@@ -100,7 +100,8 @@ def warnings(summaries: Sequence[Summary], kept_prompts: Mapping[str, Any]) -> l
     }
     for text, found in kinds.items():
         if found:
-            points = ", ".join(str(summary.point) for summary in found)
+            every = len(found) == len(summaries) > 1
+            points = "all points" if every else ", ".join(str(s.point) for s in found)
             said.append(f"{text} ({points})")
     if kept_prompts.get("counted_by") == "none":
         said.append("lengths of prompts are not known: a word was taken for a token")

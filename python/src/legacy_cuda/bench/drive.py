@@ -52,28 +52,37 @@ def together(workers: Sequence[Sequence[Exchange]], limits: Limits) -> None:
     way is cut off and what is left is not sent; the interruption goes on then.
     """
     start = threading.Barrier(len(workers))
+    # not Thread.join: once interrupted, it takes a running thread for ended (CPython before 3.13)
+    ended = [threading.Event() for _ in workers]
 
-    def work(mine: Sequence[Exchange]) -> None:
-        start.wait()
-        for exchange in mine:
-            exchange.perform()
+    def work(mine: Sequence[Exchange], over: threading.Event) -> None:
+        try:
+            start.wait()
+            for exchange in mine:
+                exchange.perform()
+        except threading.BrokenBarrierError:
+            pass  # interrupted before it began
+        finally:
+            over.set()
 
-    threads = [threading.Thread(target=work, args=(mine,), daemon=True) for mine in workers]
+    threads = [
+        threading.Thread(target=work, args=pair, daemon=True)
+        for pair in zip(workers, ended, strict=True)
+    ]
     every = [exchange for mine in workers for exchange in mine]
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(_WATCH_S)
+        for over in ended:
+            while not over.wait(_WATCH_S):
                 _watch(every, limits)
     except BaseException:
         start.abort()
         for exchange in every:
             exchange.abort("cancelled")
-        for thread in threads:
+        for thread, over in zip(threads, ended, strict=True):
             if thread.ident is not None:
-                thread.join(limits.stall)
+                over.wait(limits.stall)
         raise
 
 
