@@ -527,6 +527,7 @@ def test_more_at_once_than_slots() -> None:
         ("ended before", [ok(tokens=5)], {}),
         ("timings", [ok(counted_by="timings")], {}),
         ("several tokens", [ok(completion_tokens=22)], {}),
+        ("bursts", [ok(gap=0.01)], {}),
         ("processor", [ok()], {"client_cpu": 0.8}),
     ],
 )

@@ -15,6 +15,7 @@ CLIENT_BUSY = 0.5
 """Of one processor. With half of it used up, this program may hold up what it measures."""
 NOISY = 0.10
 CACHED = 0.05
+BURSTS = 0.2
 _SPEED = "output_tokens_per_s"
 
 
@@ -91,6 +92,8 @@ def warnings(summaries: Sequence[Summary], kept_prompts: Mapping[str, Any]) -> l
             if s.completion_tokens
             and s.pieces * 1.2 < sum(s.completion_tokens) / 2 * s.outcomes.get("ok", 0)
         ],
+        "pieces came in bursts, held up on the way or by a busy machine: ITL and decode are not "
+        "the server's": [s for s in summaries if s.bursts > BURSTS],
         "this program took more than half a processor: figures may be its own limit": [
             s for s in summaries if s.client_cpu > CLIENT_BUSY
         ],

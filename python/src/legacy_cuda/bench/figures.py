@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from legacy_cuda.bench.answer import Answer
 
 CONFIDENCE = 0.95
+BURST_MS = 0.05
+"""Pieces closer than this were not computed one after another: they waited together on the way."""
 
 
 class Point(NamedTuple):
@@ -259,8 +261,9 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """A point, from its finished rounds. Percentiles are of all requests and gaps. ``outcomes``
-    and ``problems`` are of all rounds, ``failed`` counts requests of finished ones."""
+    """A point, from its finished rounds. Percentiles are of all requests and gaps, ``bursts`` is
+    the share of gaps that are none. ``outcomes`` and ``problems`` are of all rounds, ``failed``
+    counts requests of finished ones."""
 
     point: Point
     rounds: int
@@ -275,6 +278,7 @@ class Summary:
     cached_tokens: int | None
     counted_by: tuple[str, ...]
     pieces: int
+    bursts: float
     client_cpu: float
 
     def value(self, metric: str) -> float | None:
@@ -311,6 +315,7 @@ def _summary(point: Point, tried: Sequence[Repeat]) -> Summary:
     cached = [answer.cached_tokens for answer in good if answer.cached_tokens is not None]
     every = [answer for repeat in tried for answer in repeat.answers]
     outputs = [answer.completion_tokens for answer in good]
+    gaps = series["itl_ms"]
     return Summary(
         point,
         len(repeats),
@@ -327,7 +332,8 @@ def _summary(point: Point, tried: Sequence[Repeat]) -> Summary:
         sum(1 for count in outputs if count is not None and count < point.generate),
         max(cached) if cached else None,
         tuple(sorted({answer.counted_by for answer in good})),
-        sum(len(answer.gaps_ms) + 1 for answer in good),
+        len(gaps) + len(good),
+        sum(gap < BURST_MS for gap in gaps) / len(gaps) if gaps else 0.0,
         max((repeat.client_cpu for repeat in repeats), default=0.0),
     )
 
@@ -367,5 +373,6 @@ def record(summary: Summary) -> dict[str, Any]:
         "cached_tokens_most": summary.cached_tokens,
         "tokens_counted_by": list(summary.counted_by),
         "pieces": summary.pieces,
+        "bursts": shown(summary.bursts),
         "client_cpu": shown(summary.client_cpu),
     }
