@@ -9,7 +9,7 @@ import statistics
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from test_report import Page
@@ -88,6 +88,7 @@ def test_counts_are_usages_or_else_the_timings_or_none() -> None:
         {"usage": {"prompt_tokens": "9", "completion_tokens": 4}},
         {"usage": {"prompt_tokens": -1, "completion_tokens": 4}},
         {"usage": [1]},
+        {"usage": {"prompt_tokens": 10**400, "completion_tokens": 4}},
         {"timings": {"prompt_n": 5}},
     ):
         got = read(**more)
@@ -170,6 +171,7 @@ ANYTHING = st.recursive(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(ANYTHING, max_size=4))
 def test_no_answer_of_a_server_is_an_exception(events: list[Any]) -> None:
     data = b"".join(event(json.dumps(item).encode()) for item in events)
@@ -192,7 +194,7 @@ def test_no_answer_of_a_server_is_an_exception(events: list[Any]) -> None:
         (0.95, 30, 2.042),
         (0.99, 2, 9.925),
         (0.99, 7, 3.499),
-        (0.95, 10_000, 1.960),
+        (0.95, 120, 1.980),
     ],
 )
 def test_students_t(confidence: float, freedom: int, t: float) -> None:
@@ -319,6 +321,7 @@ def test_prompts_are_the_same_for_a_seed_and_share_no_beginning() -> None:
     assert len(prompts.text("a", 1000).split()) == 1000
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 60), st.floats(0.5, 8.0), st.integers(prompts.LARGE, 100_000))
 def test_lengths_follow_the_line(fixed: int, per_word: float, target: int) -> None:
     def count(words: int) -> int:
@@ -387,6 +390,7 @@ def test_less_is_better_for_times() -> None:
     assert found["ttft_ms"].verdict == "better" and found["ttft_ms"].ratio < 0.51
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(1, 1000), min_size=2, max_size=6),
     st.lists(st.floats(1, 1000), min_size=2, max_size=6),
@@ -406,11 +410,11 @@ def test_equal_servers_are_called_different_one_time_in_twenty() -> None:
         return found
 
     outside = 0
-    for _ in range(1000):
+    for _ in range(600):
         _, low, high = compare.ratio(rounds(), rounds())
         assert low is not None and high is not None
         outside += not low <= 1 <= high
-    assert 0.02 < outside / 1000 < 0.065
+    assert 0.02 < outside / 600 < 0.07
 
 
 def expectation(**metrics: list[float]) -> dict[str, Any]:
@@ -527,6 +531,7 @@ def test_more_at_once_than_slots() -> None:
         ("ended before", [ok(tokens=5)], {}),
         ("timings", [ok(counted_by="timings")], {}),
         ("several tokens", [ok(completion_tokens=22)], {}),
+        ("as long as asked", [ok(prompt_tokens=80)], {}),
         ("bursts", [ok(gap=0.01)], {}),
         ("processor", [ok()], {"client_cpu": 0.8}),
     ],

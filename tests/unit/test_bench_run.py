@@ -161,20 +161,32 @@ def test_a_request_that_takes_too_long(bench: Callable[..., Outcome]) -> None:
     assert code == 1 and said["points"][0]["outcomes"] == {"timeout": 2}
 
 
-def test_the_time_limit_keeps_what_there_is(bench: Callable[..., Outcome]) -> None:
-    with serving(Behaviour(gap_ms=20)) as stub:
-        arguments = ["run", stub.url, "--generate", "10", "--prompt", "60", "--requests", "1"]
-        arguments += ["--concurrency", "1", "--warmup", "0", "--repeat", "8"]
-        code, said, _ = bench(*arguments, "--time-limit", "0.012")
-        left = said["rounds_left"]
-        assert 0 < left < 8 and not said["complete"] and code == 0
-        assert said["points"][0]["outcomes"]["cancelled"] == 1
+def test_the_time_limit_keeps_what_there_is(
+    bench: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # two requests find the length, three rounds of one follow, and in the fourth the time is over
+    with serving(Behaviour(faults={5: "stall"})) as stub:
+        command = ["run", stub.url, *QUICK, "--concurrency", "1", "--warmup", "0", "--repeat", "6"]
+        with monkeypatch.context() as patch:
+            patch.setattr(drive.Limits, "over", property(lambda limits: len(stub.bodies) > 5))
+            code, said, _ = bench(*command, "--time-limit", "5")
+        assert (code, said["complete"], said["rounds_left"]) == (0, False, 3)
+        assert said["points"][0]["outcomes"] == {"cancelled": 1, "ok": 3}
         assert stored()["rounds"][-1]["unfinished"] == "time limit"
-        code, said, _ = bench(*arguments)
-    assert said["rounds_left"] == 0 and said["points"][0]["rounds"] == 8
+        code, said, _ = bench(*command)
+    assert (code, said["rounds_left"], said["points"][0]["rounds"]) == (0, 0, 6)
     data = stored()
     assert [item["how"] for item in data["sessions"]] == ["time limit", "complete"]
-    assert sum(1 for item in data["rounds"] if not item["unfinished"]) == 8
+    assert sum(1 for item in data["rounds"] if not item["unfinished"]) == 6
+
+
+def test_the_time_of_a_session_is_measured() -> None:
+    with serving(Behaviour(fault="hang")) as stub:
+        one = exchange(stub, stall=60)
+        begin = time.monotonic()
+        drive.together([[one, exchange(stub)]], drive.Limits(60, 60, begin + 0.2))
+        assert 0.2 <= time.monotonic() - begin < 10
+    assert one.raw.ending == "cancelled" and len(stub.bodies) == 1
 
 
 def test_a_finished_run_is_not_measured_again_but_gets_more_rounds(
@@ -191,7 +203,7 @@ def test_a_finished_run_is_not_measured_again_but_gets_more_rounds(
         _, said, _ = bench(*command, "--repeat", "4")
         assert said["points"][0]["rounds"] == 4
         code, said, error = bench(*command, "--generate", "7")
-        assert code == 2 and "generate: 6 there, 7 now" in error and "--output" in error
+        assert code == 2 and "generate: 6 before, 7 now" in error and "--output" in error
 
 
 def test_a_server_that_goes_away(bench: Callable[..., Outcome]) -> None:
@@ -301,6 +313,7 @@ def test_refusals(bench: Callable[..., Outcome]) -> None:
             (["run", url, *QUICK, "--model", "other"], ["'other'", MODEL]),
             (["run", url, *QUICK, "--key-env", "NOT_SET_7"], ["NOT_SET_7"]),
             (["run", url, *QUICK, "--concurrency", "2000"], ["2000"]),
+            (["run", url, *QUICK, "--output", "x.html"], ["name of the page", "x.json"]),
             (["run", "ftp://h/x"], ["address"]),
             (["run", "http://h:99999"], ["address"]),
             (["run", "http://u:p@h/"], ["password"]),
@@ -332,6 +345,39 @@ def test_points_that_do_not_fit_are_skipped(bench: Callable[..., Outcome]) -> No
     stored()
 
 
+def test_a_damaged_run_is_no_run(bench: Callable[..., Outcome]) -> None:
+    with serving(Behaviour()) as stub:
+        bench("run", stub.url, *QUICK, "--concurrency", "1", "--repeat", "1")
+    good = stored()
+
+    def damage(data: Any, path: tuple[Any, ...]) -> None:
+        for part in path[:-1]:
+            data = data[part]
+        if isinstance(data[path[-1]], (int, float)):
+            data[path[-1]] = "x"
+        else:
+            del data[path[-1]]
+
+    for path in (
+        ("rounds",),
+        ("server", "engine"),
+        ("machine", "gpus"),
+        ("prompts", "counted_by"),
+        ("settings", "repeat"),
+        ("settings", "note"),
+        ("rounds", 0, "seconds"),
+        ("rounds", 0, "requests", 0, "outcome"),
+        ("rounds", 0, "requests", 0, "ttft_ms"),
+        ("rounds", 0, "requests", 0, "gaps_ms", 0),
+        ("rounds", 0, "requests", 0, "prompt_tokens"),
+    ):
+        bad = json.loads(json.dumps(good))
+        damage(bad, path)
+        Path("x.json").write_text(json.dumps(bad))
+        with pytest.raises(UserError, match="no run"):
+            runfile.read(Path("x.json"))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "legacy-cuda/bench-run/1"}', "\xff{"])
 def test_files_that_are_no_run(bench: Callable[..., Outcome], text: str) -> None:
     Path("x.json").write_bytes(text.encode("latin-1"))
@@ -347,6 +393,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ["--extra", "[]"],
         ["--extra", "{"],
         ["--time-limit", "nan"],
+        ["--stall-timeout", "soon"],
     ):
         with pytest.raises(SystemExit) as stop:
             main(["bench", "run", "http://127.0.0.1:1", *arguments])
@@ -420,6 +467,7 @@ def test_show_and_compare(
     found = {row["metric"]: row for row in said["rows"]}
     assert code == 0 and found["decode_tokens_per_s"]["verdict"] == "better"
     assert 1.5 < found["decode_tokens_per_s"]["ratio"] < 4
+    assert any("url" in text for text in said["differences"])
     code, _, _ = bench("compare", "fast.json", "slow.json")
     assert code == 1
     code, said, _ = bench("compare", "slow.json", "slow.json")

@@ -16,6 +16,8 @@ CLIENT_BUSY = 0.5
 NOISY = 0.10
 CACHED = 0.05
 BURSTS = 0.2
+LENGTH = 0.05
+_FEW = 10
 _SPEED = "output_tokens_per_s"
 
 
@@ -81,6 +83,13 @@ def warnings(summaries: Sequence[Summary], kept_prompts: Mapping[str, Any]) -> l
             s for s in summaries if "timings" in s.counted_by
         ],
         "answers ended before the tokens asked for": [s for s in summaries if s.short],
+        "prompts were not as long as asked for; some servers cut them to their context": [
+            s
+            for s in summaries
+            if s.prompt_tokens
+            and max(abs(n - s.point.prompt) for n in s.prompt_tokens)
+            > max(_FEW, LENGTH * s.point.prompt)
+        ],
         "a part of the prompts came from a cache of the server": [
             s
             for s in summaries

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from legacy_cuda.bench.client import Raw
 from legacy_cuda.bench.sse import Decoder, StreamError
 
+_MOST = 1 << 40
+"""Tokens or ms: beyond it a server's number is taken for none."""
+
 Outcome = Literal[
     "ok", "http-error", "server-error", "broken", "stalled", "timeout", "protocol", "cancelled"
 ]
@@ -207,11 +210,12 @@ def _counts(stream: _Stream) -> dict[str, Any]:
     found.update(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
     for name in ("prompt_ms", "predicted_ms"):
         value = timings.get(name)
-        if isinstance(value, (int, float)) and value > 0:
+        if isinstance(value, (int, float)) and 0 < value < _MOST:
             found[name] = round(float(value), 3)
     return found
 
 
 def _count(data: dict[str, Any], name: str) -> int | None:
     value = data.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+    return value if good else None

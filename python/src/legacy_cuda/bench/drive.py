@@ -208,6 +208,8 @@ class Session:
             if point not in self._warm:
                 self.tell(f"{point}: warming up", done, total)
                 self._warm_up(point)
+                if self.limits.over:
+                    return "time limit"
             self.tell(f"{point}: round {number + 1}", done, total)
             repeat = self._round(point, number)
             self.kept()

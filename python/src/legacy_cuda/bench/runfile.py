@@ -82,7 +82,7 @@ def differences(
         (f"the machine's {name}", run.machine.get(name), machine.get(name))
         for name in ("of", "cpu", "gpus", "driver")
     ]
-    return [f"{name}: {old!r} there, {new!r} now" for name, old, new in pairs if old != new]
+    return [f"{name}: {old!r} before, {new!r} now" for name, old, new in pairs if old != new]
 
 
 def document(run: Run) -> dict[str, Any]:
@@ -128,9 +128,9 @@ def read(path: Path) -> Run:
             str(data["tool"]),
             str(data["created"]),
             _settings(data["settings"]),
-            dict(data["server"]),
-            dict(data["machine"]),
-            dict(data["prompts"]),
+            _with(data["server"], "model engine version context slots"),
+            _with(data["machine"], "of cpu gpus gpus_unknown driver"),
+            _with(data["prompts"], "text fixed per_word counted_by words checked"),
             [dict(item) for item in data["sessions"]],
             [_repeat(item) for item in data["rounds"]],
             {_point(item): str(item["why"]) for item in data["skipped"]},
@@ -165,7 +165,15 @@ def _not_a_run(path: Path, why: str) -> UserError:
     )
 
 
+def _with(data: dict[str, Any], names: str) -> dict[str, Any]:
+    """A part of the document that has at least these."""
+    if missing := set(names.split()) - set(data):
+        raise KeyError(sorted(missing)[0])
+    return dict(data)
+
+
 def _settings(data: dict[str, Any]) -> dict[str, Any]:
+    _with(data, "url model api requests warmup same_prompt ignore_eos extra note")
     for name in ("generate", "repeat"):
         if not isinstance(data[name], int):
             raise ValueError(f"{name} is no number")
@@ -186,9 +194,20 @@ def _repeat(data: dict[str, Any]) -> Repeat:
         str(data["started"]),
         float(data["seconds"]),
         float(data["client_cpu"]),
-        tuple(Answer(**item) for item in data["requests"]),
+        tuple(_answer(item) for item in data["requests"]),
         str(data["unfinished"]),
     )
+
+
+def _answer(data: dict[str, Any]) -> Answer:
+    found = Answer(**data)
+    times = [found.ttft_ms, found.latency_ms, *found.gaps_ms]
+    counts = [found.prompt_tokens, found.completion_tokens, found.cached_tokens]
+    if found.ok and not all(isinstance(value, (int, float)) for value in times):
+        raise ValueError("a request without its times")
+    if not all(value is None or isinstance(value, int) for value in counts):
+        raise ValueError("a count that is no number")
+    return found
 
 
 def write(path: Path, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import time
@@ -177,10 +178,9 @@ def _add_compare(actions: Any) -> None:
 
 
 def _number(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 10_000_000:
-        raise ValueError(text)
-    return value
+    if not re.fullmatch(r"[0-9]{1,7}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 9999999")
+    return int(text)
 
 
 def _number_or_none(text: str) -> int:
@@ -192,23 +192,30 @@ def _numbers(text: str) -> list[int]:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e7:
-        raise ValueError(text)
-    return value
+    return _between(text, 0.001, 1e7)
 
 
 def _percent(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 100:
-        raise ValueError(text)
+    return _between(text, 0, 100)
+
+
+def _between(text: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {low:g} to {high:g}")
     return value
 
 
 def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
     return value
 
 
@@ -227,6 +234,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments, place, said.model)
     facts = machine.facts(place.local)
     path = arguments.output or Path(f"bench-{_slug(said.model)}.json")
+    if path.suffix == ".html":
+        raise UserError(f"{path} is the name of the page", "", f"try {path.with_suffix('.json')}")
     until = begin + 60 * arguments.time_limit if arguments.time_limit else None
     limits = drive.Limits(arguments.request_timeout, arguments.stall_timeout, until)
     with runfile.exclusive(path):
@@ -373,7 +382,8 @@ def compare(arguments: argparse.Namespace) -> int:
     from legacy_cuda.bench import compare as judged
     from legacy_cuda.bench import figures, runfile
 
-    first = figures.summarise(runfile.read(arguments.first).repeats)
+    one = runfile.read(arguments.first)
+    first = figures.summarise(one.repeats)
     other = runfile.load(arguments.second)
     if other.get("schema") == judged.EXPECTATION:
         try:
@@ -381,7 +391,8 @@ def compare(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             raise UserError(f"{arguments.second} is no file of expectations", str(error)) from error
         return _show_expected(expected, arguments.json)
-    second = figures.summarise(runfile.read(arguments.second).repeats)
+    two = runfile.read(arguments.second)
+    second = figures.summarise(two.repeats)
     rows = judged.compare(first, second, arguments.least / 100)
     if not rows:
         raise UserError(
@@ -389,7 +400,8 @@ def compare(arguments: argparse.Namespace) -> int:
             f"the first has {_named(first)}; the second {_named(second)}",
             "measure them with the same --prompt, --generate and --concurrency",
         )
-    _show_rows(rows, arguments)
+    changed = runfile.differences(one, two.settings, two.server, two.machine)
+    _show_rows(rows, changed, arguments)
     return 1 if any(row.verdict == "worse" for row in rows) else 0
 
 
@@ -397,7 +409,7 @@ def _named(summaries: Sequence[Summary]) -> str:
     return ", ".join(str(summary.point) for summary in summaries) or "none"
 
 
-def _show_rows(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+def _show_rows(rows: Sequence[Row], changed: Sequence[str], arguments: argparse.Namespace) -> None:
     from legacy_cuda.bench.figures import CONFIDENCE, round_
 
     known = [row for row in rows if row.low is not None]
@@ -409,6 +421,7 @@ def _show_rows(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
                 "first": str(arguments.first.absolute()),
                 "second": str(arguments.second.absolute()),
                 "least_percent": arguments.least,
+                "differences": list(changed),
                 "rows": [row.record() for row in rows],
                 "outside_by_chance": round(chance, 2),
             },
@@ -429,6 +442,8 @@ def _show_rows(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
             ]
         )
     print(output.table(table, lambda cell: _STYLE.get(cell, ())))
+    for text in changed:
+        print(output.wrapped("differs", text, 9))
     if known:
         print(f"of {len(known)} equal figures about {chance:.1f} would lie outside by chance")
 
