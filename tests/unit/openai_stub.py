@@ -51,6 +51,7 @@ class Behaviour:
     faults: dict[int, str] = field(default_factory=dict)
     context: int = 4096
     props: bool = False
+    cut: int = 1 << 30  # prompts are cut to so many tokens, without a word
 
 
 FAULTS = (
@@ -155,7 +156,7 @@ class Stub:
         fault = behaviour.faults.get(number, behaviour.fault)
         chat = path.endswith("chat/completions")
         text = body["messages"][-1]["content"] if chat else body["prompt"]
-        prompt = tokens(text) + (TEMPLATE if chat else 0)
+        prompt = min(behaviour.cut, tokens(text) + (TEMPLATE if chat else 0))
         if behaviour.strict and "ignore_eos" in body:
             _plain(writer, 400, {"error": {"message": "Unrecognized argument: ignore_eos"}})
             return True

@@ -281,6 +281,14 @@ def test_answers_that_end_early_and_pieces_of_many_tokens(bench: Callable[..., O
     assert any("several tokens" in text for text in said["warnings"])
 
 
+def test_a_prompt_that_the_server_cuts_is_told(bench: Callable[..., Outcome]) -> None:
+    with serving(Behaviour(cut=120)) as stub:
+        _, said, _ = bench("run", stub.url, *QUICK[:-1], "400", "--concurrency", "1")
+        assert {tokens(prompt_of(body)) for body in measured(stub)} == {400 - TEMPLATE}
+    assert said["points"][0]["prompt_tokens"] == [120, 120]
+    assert any("as long as asked" in text for text in said["warnings"])
+
+
 def test_completions(bench: Callable[..., Outcome]) -> None:
     with serving(Behaviour()) as stub:
         code, said, _ = bench("run", stub.url, *QUICK, "--concurrency", "1", "--api", "completions")

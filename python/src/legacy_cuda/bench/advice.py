@@ -17,6 +17,7 @@ NOISY = 0.10
 CACHED = 0.05
 BURSTS = 0.2
 LENGTH = 0.05
+SEVERAL = 1.2
 _FEW = 10
 _SPEED = "output_tokens_per_s"
 
@@ -77,7 +78,7 @@ def warnings(summaries: Sequence[Summary], kept_prompts: Mapping[str, Any]) -> l
             said.append(f"{summary.point}: {counts}, not in the figures{why}")
     kinds = {
         "the server sent no token counts, so there are no figures per token": [
-            s for s in summaries if s.pieces and "none" in s.counted_by
+            s for s in summaries if "none" in s.counted_by
         ],
         "tokens are counted by the server's timings, as it sent no usage": [
             s for s in summaries if "timings" in s.counted_by
@@ -96,10 +97,7 @@ def warnings(summaries: Sequence[Summary], kept_prompts: Mapping[str, Any]) -> l
             if s.cached_tokens is not None and s.cached_tokens > CACHED * s.point.prompt
         ],
         "pieces hold several tokens, so ITL is not the time of one": [
-            s
-            for s in summaries
-            if s.completion_tokens
-            and s.pieces * 1.2 < sum(s.completion_tokens) / 2 * s.outcomes.get("ok", 0)
+            s for s in summaries if s.tokens_per_piece and s.tokens_per_piece > SEVERAL
         ],
         "pieces came in bursts, held up on the way or by a busy machine: ITL and decode are not "
         "the server's": [s for s in summaries if s.bursts > BURSTS],

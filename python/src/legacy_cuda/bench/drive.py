@@ -250,13 +250,15 @@ class Session:
         self._warm.add(point)
 
     def _correct(self, point: Point, counts: Sequence[int]) -> None:
-        """Other words for a prompt's length, where it is more than a hundredth off."""
+        """Other words for a prompt's length, where it is more than a hundredth off. Where it is
+        more than a tenth off, no tokenizer did that: the server cut the prompt."""
         kept = self.run.prompts
         key = str(point.prompt)
         if not counts or kept["counted_by"] not in ("usage", "timings") or key in kept["checked"]:
             return
         mean = sum(counts) / len(counts)
-        if abs(mean - point.prompt) > max(1.0, point.prompt / 100):
+        off = abs(mean - point.prompt)
+        if max(1.0, point.prompt / 100) < off < max(10.0, point.prompt / 10):
             before = Length(kept["fixed"], kept["per_word"], kept["counted_by"])
             after = prompts.corrected(before, kept["words"][key], mean)
             kept["words"][key] = max(1, after.words(point.prompt))

@@ -277,7 +277,7 @@ class Summary:
     short: int
     cached_tokens: int | None
     counted_by: tuple[str, ...]
-    pieces: int
+    tokens_per_piece: float | None
     bursts: float
     client_cpu: float
 
@@ -316,6 +316,7 @@ def _summary(point: Point, tried: Sequence[Repeat]) -> Summary:
     every = [answer for repeat in tried for answer in repeat.answers]
     outputs = [answer.completion_tokens for answer in good]
     gaps = series["itl_ms"]
+    tokens, pieces = sum(count or 0 for count in outputs), len(gaps) + len(good)
     return Summary(
         point,
         len(repeats),
@@ -332,7 +333,7 @@ def _summary(point: Point, tried: Sequence[Repeat]) -> Summary:
         sum(1 for count in outputs if count is not None and count < point.generate),
         max(cached) if cached else None,
         tuple(sorted({answer.counted_by for answer in good})),
-        len(gaps) + len(good),
+        tokens / pieces if tokens and pieces else None,
         sum(gap < BURST_MS for gap in gaps) / len(gaps) if gaps else 0.0,
         max((repeat.client_cpu for repeat in repeats), default=0.0),
     )
@@ -372,7 +373,7 @@ def record(summary: Summary) -> dict[str, Any]:
         "short_answers": summary.short,
         "cached_tokens_most": summary.cached_tokens,
         "tokens_counted_by": list(summary.counted_by),
-        "pieces": summary.pieces,
+        "tokens_per_piece": shown(summary.tokens_per_piece),
         "bursts": shown(summary.bursts),
         "client_cpu": shown(summary.client_cpu),
     }
