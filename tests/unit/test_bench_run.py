@@ -324,7 +324,7 @@ def test_refusals(bench: Callable[..., Outcome]) -> None:
             (["run", url, *QUICK, "--output", "x.html"], ["name of the page", "x.json"]),
             (["run", "ftp://h/x"], ["address"]),
             (["run", "http://h:99999"], ["address"]),
-            (["run", "http://u:p@h/"], ["password"]),
+            (["run", "u:p@h/"], ["password"]),
             (["run", f"{url}/v7", *QUICK], ["names no model", "/v1"]),
             (["run", url, *QUICK, "--output", "no/folder/x.json"], ["cannot be written"]),
             (["run", url, "--no-ignore-eos", "--prompt", "3", "--generate", "6"], ["template"]),
@@ -513,21 +513,21 @@ def test_runs_without_a_point_in_common(bench: Callable[..., Outcome]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "url", "local"),
+    ("text", "scheme", "rest", "local"),
     [
-        ("127.0.0.1:8080", "http://127.0.0.1:8080/v1", True),
-        ("http://localhost", "http://localhost:80/v1", True),
-        ("http://h:8080/v1/", "http://h:8080/v1", False),
-        ("https://h/api/v1", "https://h:443/api/v1", False),
-        ("http://h/v1/chat/completions", "http://h:80/v1", False),
-        ("http://[::1]:8080", "http://[::1]:8080/v1", True),
-        ("http://10.0.0.1:1", "http://10.0.0.1:1/v1", False),
+        ("127.0.0.1:8080", "http", "127.0.0.1:8080/v1", True),
+        ("localhost", "http", "localhost:80/v1", True),
+        ("h:8080/v1/", "http", "h:8080/v1", False),
+        ("https://h/api/v1", "https", "h:443/api/v1", False),
+        ("http://h/v1/chat/completions", "http", "h:80/v1", False),
+        ("[::1]:8080", "http", "[::1]:8080/v1", True),
+        ("10.0.0.1:1", "http", "10.0.0.1:1/v1", False),
     ],
 )
-def test_addresses(text: str, url: str, local: bool) -> None:
+def test_addresses(text: str, scheme: str, rest: str, local: bool) -> None:
     place = client.endpoint(text)
-    assert (place.url, place.local) == (url, local)
-    assert client.endpoint(url) == place
+    assert (place.url, place.local) == (f"{scheme}://{rest}", local)
+    assert client.endpoint(place.url) == place
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ def _add_run(actions: Any) -> None:
     parser.add_argument(
         "--same-prompt", action="store_true", help="one prompt for all, so that prefix caches help"
     )
-    parser.add_argument("--api", choices=["chat", "completions"], default="chat")
+    parser.add_argument(
+        "--api", choices=["chat", "completions"], default="chat", help="(default chat)"
+    )
     parser.add_argument(
         "--no-ignore-eos",
         action="store_true",
@@ -117,7 +119,11 @@ def _add_run(actions: Any) -> None:
         "--extra", type=_object, default={}, metavar="JSON", help="fields to add to every request"
     )
     parser.add_argument(
-        "--request-timeout", type=_seconds, default=900.0, metavar="S", help="(default 900)"
+        "--request-timeout",
+        type=_seconds,
+        default=900.0,
+        metavar="S",
+        help="for a whole answer (default 900)",
     )
     parser.add_argument(
         "--stall-timeout",
@@ -132,7 +138,7 @@ def _add_run(actions: Any) -> None:
     parser.add_argument("--key-env", metavar="NAME", help="variable that holds the server's key")
     parser.add_argument("--note", default="", help="kept in the file")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="(default bench-MODEL.json in this folder)"
+        "--output", type=Path, metavar="FILE", help="of the run (default bench-MODEL.json here)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=run)
