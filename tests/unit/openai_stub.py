@@ -288,31 +288,25 @@ async def _gone(reader: asyncio.StreamReader) -> None:
 def serving(behaviour: Behaviour) -> Iterator[Stub]:
     """A stand-in in a thread of its own."""
     ready = threading.Event()
-    loop = asyncio.new_event_loop()
     stub: Stub
+    loop: asyncio.AbstractEventLoop
+    ended: asyncio.Event
 
-    async def prepare() -> None:
-        nonlocal stub
-        stub = Stub(behaviour)
-        await stub.start()
+    async def serve() -> None:
+        nonlocal stub, loop, ended
+        stub, loop, ended = Stub(behaviour), asyncio.get_running_loop(), asyncio.Event()
+        server = await stub.start()
         ready.set()
+        await ended.wait()
+        server.close()
 
-    def work() -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(prepare())
-        loop.run_forever()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert ready.wait(10)
     try:
         yield stub
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(ended.set)
         thread.join(10)
 
 

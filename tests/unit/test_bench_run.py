@@ -84,8 +84,8 @@ def test_a_sweep(bench: Callable[..., Outcome]) -> None:
         assert point["tokens_counted_by"] == ["usage"]
         metrics = {name: value["mean"] for name, value in point["metrics"].items()}
         assert 10 <= metrics["ttft_ms"] < 200  # what was planted, and a slow machine
-        assert 4 <= metrics["itl_ms"] * 1.05 < 40
-        assert metrics["decode_tokens_per_s"] <= 260 and metrics["tpot_ms"] >= 3.8
+        assert 4 <= metrics["itl_ms"] * 1.6 < 60
+        assert metrics["decode_tokens_per_s"] <= 400 and metrics["tpot_ms"] >= 2.5
     assert Path(said["page"]).read_text(encoding="utf-8").startswith("<!doctype html>")
     data = stored()
     assert data["complete"] and [item["how"] for item in data["sessions"]] == ["complete"]
