@@ -19,9 +19,7 @@ from legacy_cuda import catalog
 from legacy_cuda.cli import main, output
 from legacy_cuda.errors import SurroundingsError, UserError
 
-COMMANDS = (
-    "audit", "build", "gpus", "index", "plan", "replay", "resolve", "serve", "toolchain", "up",
-)  # fmt: skip
+COMMANDS = ("audit", "bench", "build", "gpus", "index", "plan", "replay", "resolve", "serve", "toolchain", "up")
 HEAVY = ("torch", "rich", "requests", "packaging", "uv", "isal", "zstandard", "concurrent.futures")
 HEAVY += ("pynvml", "prometheus_client")
 
