@@ -116,7 +116,8 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A driver branch. ``cuda`` is the version its libcuda implements."""
+    """A driver branch. ``cuda`` is the version its libcuda implements; ``end_of_life`` the year, or
+    year and month (``2028-06``), in which its support ends or ended, where that is known."""
 
     branch: str
     latest: str
@@ -128,6 +129,7 @@ class Branch:
     kernel_fixed_by: str | None
     modules: tuple[Module, ...]
     source: str
+    end_of_life: str | None = None
 
     @property
     def latest_version(self) -> tuple[int, ...]:
@@ -330,6 +332,7 @@ def branches() -> tuple[Branch, ...]:
                 Module(module["flavour"], *_capabilities(module)) for module in row["module"]
             ),
             source=row["source"],
+            end_of_life=row.get("end_of_life"),
         )
         for row in _read("drivers")["branch"]
     )

@@ -1,0 +1,104 @@
+"""Known failures of machines with old GPUs: how each is recognised, its cause, what mends it.
+
+The file is ``data/doctor.toml``; what its keys mean is said there. Whether a failure is there is
+for :mod:`legacy_cuda.doctor` to find out.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog import CatalogError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Severity = Literal["error", "warning", "info"]
+Confidence = Literal["certain", "likely", "possible"]
+SeenIn = Literal["kernel", "program", "build", "machine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What one line of a log must hold: a text, and where ``regex`` is not None, its match."""
+
+    text: str
+    regex: re.Pattern[str] | None = None
+
+    def matches(self, line: str) -> bool:
+        """Whether the line shows it."""
+        return self.text in line and (self.regex is None or self.regex.search(line) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One failure. ``fix`` has lines by system; ``any`` is always there."""
+
+    id: str
+    title: str
+    severity: Severity
+    confidence: Confidence
+    seen_in: SeenIn
+    patterns: tuple[Pattern, ...]
+    cause: str
+    fix: dict[str, tuple[str, ...]]
+    card: str
+    follows: tuple[str, ...]
+    links: tuple[str, ...]
+    status: str
+    source: str
+
+    def fix_for(self, system: str, in_container: bool) -> tuple[str, ...]:
+        """What mends it on a system (``nixos``, ``debian``, ``ubuntu``, or any other name)."""
+        wanted = ["container"] if in_container else []
+        wanted += [system, "debian"] if system == "ubuntu" else [system]
+        return next((self.fix[name] for name in wanted if name in self.fix), self.fix["any"])
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """Every rule, in the order of the file."""
+    with (catalog.DATA / "doctor.toml").open("rb") as file:
+        rows = tomllib.load(file)["rule"]
+    return tuple(
+        Rule(
+            id=row["id"],
+            title=row["title"],
+            severity=row["severity"],
+            confidence=row["confidence"],
+            seen_in=row["seen_in"],
+            patterns=tuple(
+                Pattern(item["text"], re.compile(item["regex"]) if "regex" in item else None)
+                for item in row.get("log", [])
+            ),
+            cause=row["cause"],
+            fix={system: tuple(lines) for system, lines in row["fix"].items()},
+            card=row["card"],
+            follows=tuple(row["follows"]),
+            links=tuple(row["links"]),
+            status=row["status"],
+            source=row["source"],
+        )
+        for row in rows
+    )
+
+
+def find_rule(text: str) -> Rule:
+    """The rule of that id, case ignored.
+
+    Raises:
+        CatalogError: there is none; ids of the same area are given.
+    """
+    wanted = text.strip().upper()
+    for rule in rules():
+        if rule.id == wanted:
+            return rule
+    near = tuple(rule.id for rule in rules() if wanted and rule.id[0] == wanted[0])
+    raise CatalogError(f"no rule of the doctor is called {text!r}", near)
