@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from legacy_cuda import __version__
 
-_COMMANDS = ("audit", "build", "gpus", "index", "replay", "resolve", "toolchain", "up")
+_COMMANDS = ("audit", "build", "doctor", "gpus", "index", "replay", "resolve", "toolchain", "up")
 _DESCRIPTION = "Proven AI software stacks for old NVIDIA GPUs, Kepler to Volta."
 _EPILOG = """examples:
   legacy-cuda up p40                          the P40's PyTorch stack, made and proven

@@ -1,0 +1,135 @@
+"""Findings in order: causes first, under each what follows from it; and what is fine. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from legacy_cuda.catalog.doctor import rules
+from legacy_cuda.doctor import logs
+from legacy_cuda.doctor.facts import Facts, Failure
+from legacy_cuda.doctor.rules import Finding, cards, judge, judge_log
+
+_WEIGHT = {"error": 0, "warning": 1, "info": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A finding that nothing else explains, and the findings that it explains."""
+
+    finding: Finding
+    follows: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What is wrong, gravest first; what is fine, in words; what could not be found out."""
+
+    causes: tuple[Cause, ...]
+    fine: tuple[str, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Every finding, causes before what follows from them."""
+        return tuple(item for cause in self.causes for item in (cause.finding, *cause.follows))
+
+    @property
+    def verdict(self) -> str:
+        """``errors``, ``warnings`` or ``fine``."""
+        severities = {finding.severity for finding in self.findings}
+        if "error" in severities:
+            return "errors"
+        return "warnings" if "warning" in severities else "fine"
+
+
+def diagnose(facts: Facts) -> Diagnosis:
+    """A machine's findings, from its facts and from what its kernel's log says."""
+    found = judge(facts)
+    if facts.kernel is not None and facts.kernel.log is not None:
+        log = facts.kernel.log
+        said = logs.scan(
+            ("".join(f"{line}\n" for line in log.value),),
+            [rule for rule in rules() if rule.seen_in == "kernel"],
+        )
+        found += [
+            replace(
+                item, evidence=tuple(replace(seen, source=log.source) for seen in item.evidence)
+            )
+            for item in judge_log(facts, said.hits, log.source)
+        ]
+    return Diagnosis(group(found), tuple(_fine(facts, found)), facts.failures)
+
+
+def diagnose_log(facts: Facts, scan: logs.Scan, source: str) -> Diagnosis:
+    """A log's findings. The facts only say for which machine the fixes are."""
+    return Diagnosis(group(judge_log(facts, scan.hits, source)), (), ())
+
+
+def group(findings: Iterable[Finding]) -> tuple[Cause, ...]:
+    """One finding a rule; each under the cause that explains it, causes by severity.
+
+    Where several findings explain one, the first that its rule names; causes are followed up to one
+    that nothing explains.
+    """
+    merged: dict[str, Finding] = {}
+    for item in findings:
+        known = merged.get(item.rule.id)
+        if known is None:
+            merged[item.rule.id] = item
+        else:
+            merged[item.rule.id] = replace(
+                known,
+                evidence=tuple(dict.fromkeys(known.evidence + item.evidence)),
+                left_out=known.left_out + item.left_out,
+            )
+    under: dict[str, list[Finding]] = {}
+    roots: list[Finding] = []
+    for item in merged.values():
+        root = _root(item.rule.id, merged)
+        if root == item.rule.id:
+            roots.append(item)
+        else:
+            under.setdefault(root, []).append(item)
+    roots.sort(key=lambda item: _WEIGHT[item.severity])
+    return tuple(Cause(item, tuple(under.get(item.rule.id, ()))) for item in roots)
+
+
+def _root(rule_id: str, merged: dict[str, Finding]) -> str:
+    """The catalog's ``follows`` lead in no circle; a test holds it to that."""
+    above = next((item for item in merged[rule_id].rule.follows if item in merged), None)
+    return rule_id if above is None else _root(above, merged)
+
+
+def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
+    """What was looked at and is as it should be."""
+    bad = {item.rule.id for item in found}
+    known = cards(facts)
+    if facts.pci is not None and not known:
+        others = [device.pci_id for device in facts.pci if device.is_gpu]
+        yield (
+            f"NVIDIA GPUs that are not in the catalog, or are kept for virtual machines: "
+            f"{', '.join(others)}"
+            if others
+            else "no NVIDIA GPU among the PCI devices: nothing to examine"
+        )
+        return
+    for card in known:
+        yield f"{card.gpu.product} ({card.gpu.capability}) at {card.device.address}"
+    driver = facts.driver
+    if driver and driver.version and not bad & {"D1", "D2", "D3", "D7", "E15", "S1", "S3"}:
+        flavour = f", {driver.flavour.value} module" if driver.flavour else ""
+        yield f"driver {driver.version.value}{flavour}: serves the cards"
+    if driver and driver.version and facts.libraries and not bad & {"D5", "D10", "D16"}:
+        own = [item for item in facts.libraries.found if item.version == driver.version.value]
+        if own:
+            yield f"libcuda {own[0].version} in {own[0].path.rpartition('/')[0]}"
+    if facts.nodes and "nvidia-uvm" in facts.nodes.names.value:
+        yield "device nodes, nvidia-uvm among them"
+    links = [card.device.link.value for card in known if card.device.link]
+    if links and "H8" not in bad:
+        yield "PCIe lanes: " + ", ".join(f"{link.width} of {link.width_max}" for link in links)
+    if known and "H1" not in bad and all(card.device.regions for card in known):
+        yield "the cards' memory is mapped"
+    if facts.cpu and facts.cpu.avx.value:
+        yield "the CPU has AVX2" if facts.cpu.avx2.value else "the CPU has AVX"

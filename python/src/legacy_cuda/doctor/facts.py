@@ -1,0 +1,155 @@
+"""What was seen on a machine. Every fact carries the file it was read from.
+
+None stands for what was not found out: a probe that failed leaves None, so that no rule takes
+"not looked at" for "not there". What a probe looked for and did not find is an empty value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Generic, Literal, TypeVar
+
+from legacy_cuda.catalog import Flavour
+
+T = TypeVar("T")
+SystemKind = Literal["nixos", "debian", "ubuntu", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact(Generic[T]):
+    """A value and where it was read."""
+
+    value: T
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A region of a device's address space: a BAR. Addresses in bytes; both 0 if it has no place."""
+
+    number: int
+    start: int
+    end: int
+
+    @property
+    def placed(self) -> bool:
+        """Whether the firmware or the kernel gave it a place."""
+        return self.start > 0 and self.end > self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A device's PCIe link: lanes now, lanes the device has, lanes its slot has if that is known."""
+
+    width: int
+    width_max: int
+    slot_width_max: int | None
+    speed: str
+    speed_max: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An NVIDIA device of the PCI bus. ``kind`` is its PCI class, ``0x0302`` for a 3D controller.
+
+    ``driver`` is None where no driver is bound to it.
+    """
+
+    address: str
+    pci_id: str
+    kind: str
+    driver: Fact[str] | None
+    regions: Fact[tuple[Region, ...]] | None
+    link: Fact[Link] | None
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a display or 3D controller, and not the card's sound or USB function."""
+        return self.kind.startswith(("0x0300", "0x0302"))
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFacts:
+    """The kernel module: release and flavour if it is loaded, and NVIDIA's modules that are.
+
+    ``sources`` are releases whose sources wait to be built for the kernel (``/usr/src/nvidia-*``).
+    """
+
+    version: Fact[str] | None
+    flavour: Fact[Flavour] | None
+    modules: Fact[tuple[str, ...]]
+    sources: tuple[Fact[str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """NVIDIA's device nodes by name, and the setuid helper that makes them when they are needed."""
+
+    names: Fact[tuple[str, ...]]
+    helper: Fact[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A libcuda.so.1. ``version`` is that of the file's name; ``compat``: of CUDA's compat folder."""
+
+    path: str
+    version: str | None
+    compat: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryFacts:
+    """Every libcuda found, and why the loader sees a compat folder first, if it does."""
+
+    found: tuple[Library, ...]
+    compat_on_path: Fact[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFacts:
+    """The kernel's release and the lines of its log that speak of GPUs, oldest first."""
+
+    release: Fact[str] | None
+    log: Fact[tuple[str, ...]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFacts:
+    """Vector instructions that the CPU lists."""
+
+    avx: Fact[bool]
+    avx2: Fact[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemFacts:
+    """Which system this is, and what says that it is a container, if it is one."""
+
+    kind: Fact[SystemKind]
+    name: str
+    container: Fact[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that could not be found out: the probe, and why."""
+
+    probe: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A machine as it was seen on a day."""
+
+    today: date
+    pci: tuple[Device, ...] | None = None
+    driver: DriverFacts | None = None
+    nodes: NodeFacts | None = None
+    libraries: LibraryFacts | None = None
+    kernel: KernelFacts | None = None
+    cpu: CpuFacts | None = None
+    system: SystemFacts | None = None
+    failures: tuple[Failure, ...] = field(default=())

@@ -1,0 +1,52 @@
+"""The kernel's log of the running system. The one place where the doctor starts a program.
+
+Only ``dmesg`` and ``journalctl`` are started, from the system's own folders (PATH is not asked), to
+read, with a limit on time and on what they say.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+
+SECONDS = 1.2
+_FOLDERS = ("/usr/bin", "/bin", "/run/current-system/sw/bin")
+_COMMANDS = (
+    ("dmesg", "--kernel", "--nopager"),
+    ("journalctl", "--dmesg", "--boot", "--no-pager", "--quiet", "--lines=20000"),
+)
+_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command wrote, and the command."""
+
+    text: str
+    command: str
+
+
+def read() -> Said | None:
+    """The log of this start of the machine; None where none may be read."""
+    for name, *options in _COMMANDS:
+        for folder in _FOLDERS:
+            program = f"{folder}/{name}"
+            if not os.access(program, os.X_OK):
+                continue
+            try:
+                done = subprocess.run(
+                    [program, *options],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    timeout=SECONDS / len(_COMMANDS),
+                    env=_ENVIRONMENT,
+                    check=False,
+                )
+            except (OSError, subprocess.SubprocessError):
+                break
+            if done.returncode == 0 and done.stdout:
+                return Said(done.stdout.decode("utf-8", "replace"), " ".join((name, *options)))
+            break
+    return None

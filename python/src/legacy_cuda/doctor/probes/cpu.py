@@ -1,0 +1,18 @@
+"""The CPU's vector instructions, from /proc/cpuinfo (x86 only)."""
+
+from __future__ import annotations
+
+from legacy_cuda.doctor.facts import CpuFacts, Fact
+from legacy_cuda.doctor.place import Place
+
+INFO = "/proc/cpuinfo"
+
+
+def look(place: Place) -> CpuFacts | None:
+    """Of the first processor; None where it lists no flags."""
+    for line in (place.text(INFO) or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "flags":
+            flags = value.split()
+            return CpuFacts(Fact("avx" in flags, INFO), Fact("avx2" in flags, INFO))
+    return None

@@ -1,0 +1,436 @@
+"""From facts to findings: pure functions, one for each rule that a machine shows by itself.
+
+What the catalog knows (which branch serves which card, which driver a CUDA needs) is asked of the
+catalog and of :mod:`legacy_cuda.resolve`. A rule is silent where a fact it needs was not found out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog import Branch, CatalogError, Gpu, version_tuple
+from legacy_cuda.catalog.doctor import Confidence, Rule, Severity, find_rule
+from legacy_cuda.doctor.facts import Device, Facts
+from legacy_cuda.doctor.logs import Hit
+from legacy_cuda.resolve import USUAL_ENGINE, Refusal, Stack, drivers_for, resolve
+
+FOREIGN = ("nouveau", "nova_core", "NovaCore", "nova", "nvidiafb", "rivafb")
+"""Drivers of the kernel's own that take NVIDIA's cards."""
+PASSTHROUGH = ("vfio-pci", "pci-stub", "xen-pciback")
+"""Drivers that keep a card for a virtual machine, on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen, verbatim where it is a line of a log, and where."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that holds. ``cause`` and ``fix`` are filled in for this machine; ``left_out`` counts
+    the evidence that is not shown."""
+
+    rule: Rule
+    severity: Severity
+    confidence: Confidence
+    evidence: tuple[Evidence, ...]
+    cause: str
+    fix: tuple[str, ...]
+    left_out: int = 0
+
+
+Seen = Iterator[Evidence]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU of the machine that is in the catalog, at its place on the bus."""
+
+    device: Device
+    gpu: Gpu
+
+
+def cards(facts: Facts) -> list[Card]:
+    """The machine's GPUs that are in the catalog, those kept for virtual machines left out."""
+    found = []
+    for device in facts.pci or ():
+        if device.is_gpu and not (device.driver and device.driver.value in PASSTHROUGH):
+            try:
+                found.append(Card(device, catalog.find_gpu(device.pci_id)))
+            except CatalogError:
+                continue
+    return found
+
+
+def release(text: str) -> tuple[int, int] | None:
+    """The first two numbers of a kernel's release, ``(6, 12)`` for ``6.12.105-production``."""
+    match = re.match(r"(\d{1,4})\.(\d{1,4})", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _branch(version: str) -> Branch | None:
+    """The catalog's branch of a driver's version."""
+    major = version.partition(".")[0]
+    return next((item for item in catalog.branches() if item.branch == major), None)
+
+
+def _last_branch(gpu: Gpu) -> Branch | None:
+    drivers = drivers_for([gpu.capability])
+    return drivers[-1].branch if drivers else None
+
+
+def _where(card: Card) -> str:
+    return f"{card.gpu.product} ({card.gpu.capability}) at {card.device.address}"
+
+
+# ------------------------------------------------------------------------- driver and kernel
+
+
+def _dropped(facts: Facts, kepler: bool) -> Seen:
+    if facts.driver is None or facts.driver.version is None:
+        return
+    version = facts.driver.version
+    for card in cards(facts):
+        last = _last_branch(card.gpu)
+        is_kepler = card.gpu.facts.architecture == "Kepler"
+        if not card.gpu.legacy or last is None or is_kepler != kepler:
+            continue
+        if version_tuple(version.value)[0] > int(last.branch):
+            yield Evidence(
+                f"{_where(card)}; driver {version.value}, last branch {last.branch}",
+                version.source,
+            )
+
+
+def branch_dropped(facts: Facts) -> Seen:
+    """D1: the loaded driver is of a newer branch than the last that serves the card."""
+    return _dropped(facts, kepler=False)
+
+
+def branch_dropped_kepler(facts: Facts) -> Seen:
+    """D3: the same for Kepler."""
+    return _dropped(facts, kepler=True)
+
+
+def open_module(facts: Facts) -> Seen:
+    """D2: the open module is loaded, and a card has no GPU System Processor."""
+    if facts.driver is None or facts.driver.flavour is None:
+        return
+    flavour = facts.driver.flavour
+    if flavour.value != "open":
+        return
+    for card in cards(facts):
+        if not card.gpu.facts.open_kernel_module:
+            yield Evidence(f"{_where(card)}; the open kernel module is loaded", flavour.source)
+
+
+def kernel_too_new(facts: Facts) -> Seen:
+    """D4: no module is loaded, and the driver that is installed, or the one that the card needs,
+    does not compile on this kernel."""
+    if facts.driver is None or facts.kernel is None or facts.kernel.release is None:
+        return
+    running = release(facts.kernel.release.value)
+    if running is None or facts.driver.version or "nvidia" in facts.driver.modules.value:
+        return
+    legacy = [card for card in cards(facts) if card.gpu.legacy]
+    installed = [(item.value, item.source) for item in facts.driver.sources]
+    if not installed and facts.libraries is not None:
+        installed = [
+            (item.version, item.path)
+            for item in facts.libraries.found
+            if item.version and not item.compat
+        ]
+    for version, source in installed if legacy else []:
+        branch = _branch(version)
+        if branch and not _compiles(branch, version, running):
+            yield Evidence(
+                f"driver {version} does not compile on Linux {branch.kernel_below} and newer; "
+                f"this is {facts.kernel.release.value}",
+                source,
+            )
+    if installed:
+        return
+    for card in legacy:
+        last = _last_branch(card.gpu)
+        if last and not _compiles(last, last.latest, running):
+            yield Evidence(
+                f"{_where(card)} needs driver {last.latest}, which does not compile on Linux "
+                f"{last.kernel_below} and newer; this is {facts.kernel.release.value}",
+                facts.kernel.release.source,
+            )
+
+
+def _compiles(branch: Branch, version: str, kernel: tuple[int, int]) -> bool:
+    if branch.kernel_below is None or kernel < version_tuple(branch.kernel_below):
+        return True
+    fixed = branch.kernel_fixed_by
+    return fixed is not None and version_tuple(version) >= version_tuple(fixed)
+
+
+def releases_differ(facts: Facts) -> Seen:
+    """D5: libcuda is of another release than the kernel module."""
+    if facts.driver is None or facts.driver.version is None or facts.libraries is None:
+        return
+    version = facts.driver.version
+    found = [item for item in facts.libraries.found if item.version and not item.compat]
+    if found and all(item.version != version.value for item in found):
+        yield Evidence(f"kernel module {version.value}", version.source)
+        for item in found:
+            yield Evidence(f"libcuda {item.version}", item.path)
+
+
+def foreign_driver(facts: Facts) -> Seen:
+    """D6: a driver of the kernel's own is bound to the card."""
+    for card in cards(facts):
+        driver = card.device.driver
+        if driver is not None and driver.value in FOREIGN:
+            yield Evidence(f"{_where(card)}: driver {driver.value}", driver.source)
+
+
+def too_old_for_stack(facts: Facts) -> Seen:
+    """D7: the driver is older than the CUDA of the stack for these cards needs."""
+    if facts.driver is None or facts.driver.version is None:
+        return
+    version = facts.driver.version
+    gpus = [card.gpu for card in cards(facts)]
+    if not any(gpu.legacy for gpu in gpus):
+        return
+    answer = resolve(gpus, catalog.find_engine(USUAL_ENGINE))
+    if not isinstance(answer, Stack):
+        return
+    least = catalog.toolkits()[answer.facts.cuda].driver_min
+    if version_tuple(version.value) < version_tuple(least):
+        yield Evidence(
+            f"driver {version.value}; stack {answer.facts.name} (CUDA "
+            f"{catalog.dotted(answer.facts.cuda)}) needs {least}",
+            version.source,
+        )
+
+
+def compat_in_the_way(facts: Facts) -> Seen:
+    """D10: a compat libcuda newer than the driver comes first, and a card is none for data centres.
+
+    By NVIDIA's names those are the Tesla cards; the catalog has none newer that need this.
+    """
+    if facts.driver is None or facts.driver.version is None or facts.libraries is None:
+        return
+    first = facts.libraries.compat_on_path
+    if first is None:
+        return
+    others = [card for card in cards(facts) if not card.gpu.product.startswith("Tesla")]
+    for item in facts.libraries.found:
+        if not item.compat or item.version is None or not item.path.startswith(first.value):
+            continue
+        if version_tuple(item.version) > version_tuple(facts.driver.version.value):
+            for card in others:
+                yield Evidence(
+                    f"libcuda {item.version} of {first.value} comes before that of driver "
+                    f"{facts.driver.version.value}; {_where(card)} does not allow it",
+                    first.source,
+                )
+
+
+def branch_ended(facts: Facts) -> Seen:
+    """D11: the support of the loaded branch has ended."""
+    if facts.driver is None or facts.driver.version is None:
+        return
+    version = facts.driver.version
+    branch = _branch(version.value)
+    if branch is None or branch.end_of_life is None or not cards(facts):
+        return
+    year, _, month = branch.end_of_life.partition("-")
+    if (facts.today.year, facts.today.month) > (int(year), int(month or 12)):
+        yield Evidence(
+            f"driver {version.value}: branch {branch.branch} ended {branch.end_of_life}",
+            version.source,
+        )
+
+
+def no_module(facts: Facts) -> Seen:
+    """D13: there is a GPU, and NVIDIA's module is not loaded."""
+    if facts.driver is None or facts.driver.version or "nvidia" in facts.driver.modules.value:
+        return
+    for card in cards(facts):
+        yield Evidence(f"{_where(card)}; no module nvidia is loaded", facts.driver.modules.source)
+
+
+def no_uvm_node(facts: Facts) -> Seen:
+    """D15: the driver serves GPUs, CUDA's node is missing, and nothing makes it on demand."""
+    if facts.driver is None or facts.driver.version is None or facts.nodes is None:
+        return
+    names = facts.nodes.names.value
+    if "nvidia-uvm" in names or facts.nodes.helper is not None or not cards(facts):
+        return
+    if "nvidiactl" in names:
+        yield Evidence(f"there are {', '.join(names)}, and no nvidia-uvm", facts.nodes.names.source)
+
+
+def no_libcuda(facts: Facts) -> Seen:
+    """D16: the driver is loaded, and its libcuda is in none of the usual places."""
+    if facts.driver is None or facts.driver.version is None or facts.libraries is None:
+        return
+    if cards(facts) and not [item for item in facts.libraries.found if not item.compat]:
+        yield Evidence(
+            f"driver {facts.driver.version.value} is loaded; no libcuda.so.1 in the usual folders",
+            facts.driver.version.source,
+        )
+
+
+# -------------------------------------------------------------------------- engines, hardware
+
+
+def no_avx(facts: Facts) -> Seen:
+    """E10: the CPU lists no AVX."""
+    if facts.cpu is not None and not facts.cpu.avx.value and cards(facts):
+        yield Evidence("the CPU's flags have no avx", facts.cpu.avx.source)
+
+
+def no_common_driver(facts: Facts) -> Seen:
+    """E15: no driver branch with one flavour of its module serves all cards."""
+    gpus = [card.gpu for card in cards(facts)]
+    if not gpus or drivers_for({gpu.capability for gpu in gpus}):
+        return
+    answer = resolve(gpus, catalog.find_engine(USUAL_ENGINE))
+    if isinstance(answer, Refusal) and answer.rule in ("driver-branch", "kernel-module-flavour"):
+        for text in (*answer.because, *(f"instead: {item}" for item in answer.instead)):
+            yield Evidence(text, "legacy-cuda resolve")
+    else:
+        names = ", ".join(dict.fromkeys(gpu.product for gpu in gpus))
+        yield Evidence(names, "/sys/bus/pci/devices")
+
+
+def memory_without_place(facts: Facts) -> Seen:
+    """H1: BAR0 or BAR1 of a card has no address."""
+    for card in cards(facts):
+        regions = card.device.regions
+        if regions is None:
+            continue
+        for region in regions.value[:2]:
+            if not region.placed:
+                yield Evidence(
+                    f"{_where(card)}: BAR{region.number} is {region.start:#x} to {region.end:#x}",
+                    regions.source,
+                )
+
+
+def several_dies(facts: Facts) -> Seen:
+    """H7: a card with two dies."""
+    for card in cards(facts):
+        if card.gpu.dies > 1:
+            yield Evidence(
+                f"{_where(card)}: one of {card.gpu.dies} dies, {card.gpu.memory_mib} MiB each",
+                f"/sys/bus/pci/devices/{card.device.address}/device",
+            )
+
+
+def narrow_link(facts: Facts) -> Seen:
+    """H8: fewer lanes than the card and its slot have. A slot that is narrower itself is no fault."""
+    for card in cards(facts):
+        link = card.device.link
+        if link is None:
+            continue
+        width = link.value
+        most = min(width.width_max, width.slot_width_max or width.width)
+        if width.width < most:
+            yield Evidence(f"{_where(card)}: {width.width} lanes, {most} possible", link.source)
+
+
+FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
+    "D1": branch_dropped,
+    "D2": open_module,
+    "D3": branch_dropped_kepler,
+    "D4": kernel_too_new,
+    "D5": releases_differ,
+    "D6": foreign_driver,
+    "D7": too_old_for_stack,
+    "D10": compat_in_the_way,
+    "D11": branch_ended,
+    "D13": no_module,
+    "D15": no_uvm_node,
+    "D16": no_libcuda,
+    "E10": no_avx,
+    "E15": no_common_driver,
+    "H1": memory_without_place,
+    "H7": several_dies,
+    "H8": narrow_link,
+}
+
+# ------------------------------------------------------------------------------- findings
+
+
+@cache
+def windows(gpu: Gpu) -> dict[str, str]:
+    """What the names in braces of ``doctor.toml`` stand for, for one card."""
+    last = _last_branch(gpu)
+    toolkits = [
+        item
+        for item in catalog.toolkits().values()
+        if item.capability_min <= gpu.capability <= item.capability_max
+    ]
+    return {
+        "gpu": gpu.product,
+        "card": gpu.name,
+        "capability": str(gpu.capability),
+        "number": str(gpu.capability.number),
+        "branch": last.branch if last else "?",
+        "driver": last.latest if last else "?",
+        "nixos_driver": (last.nixos_attribute if last else None) or "production",
+        "toolkit": catalog.dotted(toolkits[-1].version) if toolkits else "?",
+        "gcc": str(toolkits[-1].gcc_max) if toolkits else "?",
+    }
+
+
+def fill(text: str, names: Mapping[str, str]) -> str:
+    """A text with its names in braces filled in; other braces, as of Nix, stay."""
+    return re.sub(r"\{([a-z_]+)\}", lambda match: names.get(match[1], match[0]), text)
+
+
+def finding(facts: Facts, rule: Rule, evidence: Iterable[Evidence], left_out: int = 0) -> Finding:
+    """A finding with its cause and fix for this machine: its oldest legacy card, else the rule's
+    example."""
+    legacy = sorted(
+        (card.gpu for card in cards(facts) if card.gpu.legacy),
+        key=lambda gpu: (gpu.capability, gpu.name),
+    )
+    names = windows(legacy[0] if legacy else catalog.find_gpu(rule.card))
+    system = facts.system
+    fix = rule.fix_for(system.kind.value if system else "other", bool(system and system.container))
+    return Finding(
+        rule=rule,
+        severity=rule.severity,
+        confidence=rule.confidence,
+        evidence=tuple(evidence),
+        cause=fill(rule.cause, names),
+        fix=tuple(fill(line, names) for line in fix),
+        left_out=left_out,
+    )
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """Every finding that the facts themselves show, in the order of the catalog's areas."""
+    found = []
+    for rule_id, look in FACT_RULES.items():
+        evidence = tuple(dict.fromkeys(look(facts)))
+        if evidence:
+            found.append(finding(facts, find_rule(rule_id), evidence))
+    return found
+
+
+def judge_log(facts: Facts, hits: Iterable[Hit], source: str) -> list[Finding]:
+    """Every finding that a log shows. The facts only say for which machine the fix is."""
+    return [
+        finding(
+            facts,
+            hit.rule,
+            (Evidence(line.text, f"{source}, line {line.number}") for line in hit.lines),
+            hit.count - len(hit.lines),
+        )
+        for hit in hits
+    ]
