@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from legacy_cuda.catalog import Gpu
 from legacy_cuda.cli import output
 from legacy_cuda.errors import SurroundingsError, UserError
 
@@ -31,7 +32,7 @@ def add(subparsers: Any) -> None:
         "Reads files only; the one thing it runs is dmesg or journalctl. Changes nothing.",
         epilog="examples:\n"
         "  legacy-cuda doctor\n"
-        "  legacy-cuda doctor --log ollama.log\n"
+        "  legacy-cuda doctor --log ollama.log --gpu p40\n"
         "  journalctl -u ollama | legacy-cuda doctor --log -\n"
         "  legacy-cuda doctor explain D2\n"
         "  legacy-cuda doctor explain           (every rule)\n\n"
@@ -45,12 +46,20 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--root", default="/", metavar="DIR", help="a recorded tree instead of this machine"
     )
+    parser.add_argument(
+        "--gpu",
+        action="append",
+        metavar="GPU",
+        help="the card that the log is about, for its fixes (default: this machine's)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine and print; 1 where an error was found."""
+    import dataclasses
+
     if arguments.words:
         return _explain(arguments.words, arguments.json)
     from legacy_cuda.doctor.diagnosis import diagnose, diagnose_log
@@ -60,15 +69,17 @@ def run(arguments: argparse.Namespace) -> int:
     if not root.is_dir():
         raise UserError(f"there is no folder {arguments.root!r}", next_step="give --root a folder")
     root = root.resolve()
+    named = tuple(output.read_gpus(arguments.gpu)) if arguments.gpu else ()
     scan = None
     if arguments.log is None:
-        facts = examine(root)
+        facts = dataclasses.replace(examine(root), named=named)
         diagnosis = diagnose(facts)
     else:
         from legacy_cuda.catalog.doctor import rules
 
         scan = _scan(arguments.log, [rule for rule in rules() if rule.patterns])
         facts = examine(root, probes={name: PROBES[name] for name in ("pci", "system")})
+        facts = dataclasses.replace(facts, named=named)
         diagnosis = diagnose_log(facts, scan, _name(arguments.log))
     if arguments.json:
         output.document("doctor", document(facts, diagnosis, scan))
@@ -135,6 +146,7 @@ def _finding(finding: Finding, because_of: str | None) -> dict[str, Any]:
         "evidence_left_out": finding.left_out,
         "cause": finding.cause,
         "fix": list(finding.fix),
+        "example": finding.example,
         "links": list(finding.rule.links),
         "status": finding.rule.status,
         "source": finding.rule.source,
@@ -146,6 +158,8 @@ def plain(value: Any) -> Any:
     import dataclasses
     from datetime import date
 
+    if isinstance(value, Gpu):
+        return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
@@ -185,9 +199,7 @@ def _summary(diagnosis: Diagnosis, scan: Scan | None) -> str:
         for severity in ("error", "warning")
     }
     if not diagnosis.causes and scan is not None:
-        return (
-            f"nothing known in {scan.lines} lines; legacy-cuda doctor looks at the machine itself"
-        )
+        return f"nothing known in {scan.lines} lines; without --log the machine is looked at"
     words = [
         f"{count} {severity}{'s' if count > 1 else ''}"
         for severity, count in counts.items()
@@ -206,6 +218,9 @@ def _show_finding(finding: Finding) -> None:
     _show_evidence(finding, 3)
     print(output.wrapped("  cause", finding.cause, _INDENT))
     _show_lines("  fix", finding.fix)
+    if finding.example is not None:
+        text = f"{finding.example} is an example; --gpu GPU names your card"
+        print(output.wrapped("", output.paint(text, "dim"), _INDENT))
 
 
 def _show_evidence(finding: Finding, most: int) -> None:
@@ -276,7 +291,7 @@ def _explain(words: list[str], as_json: bool) -> int:
         print(output.wrapped("  known", f"{rule.status}: {rule.source}", _INDENT))
         if rule.links:
             print(output.wrapped("  see", "; ".join(rule.links), _INDENT))
-        if rule.card in str((rule.cause, rule.fix)) or "{" in str((rule.cause, rule.fix)):
+        if any(fill(text, names) != text for text in (rule.cause, *sum(rule.fix.values(), ()))):
             print(output.wrapped("  shown", f"for {names['gpu']} as an example", _INDENT))
     return 0
 

@@ -6,11 +6,11 @@ None stands for what was not found out: a probe that failed leaves None, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from typing import Generic, Literal, TypeVar
 
-from legacy_cuda.catalog import Flavour
+from legacy_cuda.catalog import Flavour, Gpu
 
 T = TypeVar("T")
 SystemKind = Literal["nixos", "debian", "ubuntu", "other"]
@@ -26,7 +26,7 @@ class Fact(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A region of a device's address space: a BAR. Addresses in bytes; both 0 if it has no place."""
+    """A region of a device's address space: a BAR. Both addresses are 0 if it has none."""
 
     number: int
     start: int
@@ -40,7 +40,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A device's PCIe link: lanes now, lanes the device has, lanes its slot has if that is known."""
+    """A device's PCIe link: lanes now, lanes the device has, lanes its slot has (None: unknown)."""
 
     width: int
     width_max: int
@@ -92,7 +92,7 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A libcuda.so.1. ``version`` is that of the file's name; ``compat``: of CUDA's compat folder."""
+    """A libcuda.so.1. ``version`` is that of its file's name; ``compat``: CUDA's compat folder."""
 
     path: str
     version: str | None
@@ -142,7 +142,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A machine as it was seen on a day."""
+    """A machine as it was seen on a day. ``named`` are cards that a person says it is about."""
 
     today: date
     pci: tuple[Device, ...] | None = None
@@ -152,4 +152,5 @@ class Facts:
     kernel: KernelFacts | None = None
     cpu: CpuFacts | None = None
     system: SystemFacts | None = None
-    failures: tuple[Failure, ...] = field(default=())
+    failures: tuple[Failure, ...] = ()
+    named: tuple[Gpu, ...] = ()

@@ -44,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A rule whose text is in a log: the first lines, and how many there are (1000 or more: 1000)."""
+    """A rule whose text is in a log: the first lines, and how many (1000: or more)."""
 
     rule: Rule
     lines: tuple[Line, ...]

@@ -42,7 +42,7 @@ class Place:
                 del done[-1:]
                 continue
             try:
-                target = os.readlink(self.root.joinpath(*done, part))
+                target = str(self.root.joinpath(*done, part).readlink())
             except (OSError, ValueError):
                 done.append(part)
                 continue
@@ -55,7 +55,7 @@ class Place:
         return "/" + "/".join(done)
 
     def _host(self, path: str) -> str:
-        return path if self.live else os.path.join(self.root, self.real(path).lstrip("/"))
+        return path if self.live else f"{self.root}{self.real(path)}"
 
     def text(self, path: str, limit: int = 1 << 16) -> str | None:
         """The beginning of a file, ``limit`` bytes of it; None where there is none, or it cannot be
@@ -108,15 +108,14 @@ class Place:
         """The last part of what a link points to; None where there is no link."""
         parent, _, name = path.rpartition("/")
         try:
-            target = os.readlink(os.path.join(self._host(parent or "/"), name))
+            return Path(self._host(parent or "/"), name).readlink().name or None
         except (OSError, ValueError):
             return None
-        return target.rstrip("/").rpartition("/")[2] or None
 
     def mode(self, path: str) -> int | None:
         """The mode bits of what is at a path, links followed; None where nothing is."""
         try:
-            return os.stat(self._host(path)).st_mode
+            return Path(self._host(path)).stat().st_mode
         except (OSError, ValueError):
             return None
 

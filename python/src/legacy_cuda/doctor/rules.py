@@ -35,7 +35,7 @@ class Evidence:
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A rule that holds. ``cause`` and ``fix`` are filled in for this machine; ``left_out`` counts
-    the evidence that is not shown."""
+    the evidence that is not shown; ``example`` is the card they speak of where none is known."""
 
     rule: Rule
     severity: Severity
@@ -44,6 +44,7 @@ class Finding:
     cause: str
     fix: tuple[str, ...]
     left_out: int = 0
+    example: str | None = None
 
 
 Seen = Iterator[Evidence]
@@ -331,7 +332,7 @@ def several_dies(facts: Facts) -> Seen:
 
 
 def narrow_link(facts: Facts) -> Seen:
-    """H8: fewer lanes than the card and its slot have. A slot that is narrower itself is no fault."""
+    """H8: fewer lanes than the card and its slot have. A narrower slot is no fault."""
     for card in cards(facts):
         link = card.device.link
         if link is None:
@@ -395,21 +396,25 @@ def fill(text: str, names: Mapping[str, str]) -> str:
 def finding(facts: Facts, rule: Rule, evidence: Iterable[Evidence], left_out: int = 0) -> Finding:
     """A finding with its cause and fix for this machine: its oldest legacy card, else the rule's
     example."""
+    known = facts.named or tuple(card.gpu for card in cards(facts))
     legacy = sorted(
-        (card.gpu for card in cards(facts) if card.gpu.legacy),
+        (gpu for gpu in known if gpu.legacy),
         key=lambda gpu: (gpu.capability, gpu.name),
     )
     names = windows(legacy[0] if legacy else catalog.find_gpu(rule.card))
     system = facts.system
     fix = rule.fix_for(system.kind.value if system else "other", bool(system and system.container))
+    spoken = (rule.cause, *fix)
+    filled = tuple(fill(text, names) for text in spoken)
     return Finding(
         rule=rule,
         severity=rule.severity,
         confidence=rule.confidence,
         evidence=tuple(evidence),
-        cause=fill(rule.cause, names),
-        fix=tuple(fill(line, names) for line in fix),
+        cause=filled[0],
+        fix=filled[1:],
         left_out=left_out,
+        example=names["gpu"] if filled != spoken and not legacy else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The NVIDIA devices of the PCI bus, from sysfs (Linux: Documentation/ABI/testing/sysfs-bus-pci)."""
+"""The NVIDIA devices of the PCI bus, from sysfs (Linux: ABI/testing/sysfs-bus-pci)."""
 
 from __future__ import annotations
 
