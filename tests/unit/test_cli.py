@@ -19,7 +19,7 @@ from legacy_cuda import catalog
 from legacy_cuda.cli import main, output
 from legacy_cuda.errors import SurroundingsError, UserError
 
-COMMANDS = ("audit", "build", "gpus", "index", "replay", "resolve", "toolchain", "up")
+COMMANDS = ("audit", "build", "doctor", "gpus", "index", "replay", "resolve", "toolchain", "up")
 HEAVY = ("torch", "rich", "requests", "packaging", "uv", "isal", "zstandard", "concurrent.futures")
 
 
@@ -347,7 +347,8 @@ def test_lines_fit_the_terminal(variables: dict[str, str], columns: int) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["resolve", "p40"], ["resolve", "p40", "--json"], ["gpus"]]
+    "arguments",
+    [["--help"], ["resolve", "p40"], ["resolve", "p40", "--json"], ["gpus"], ["doctor"]],
 )
 def test_heavy_modules_are_not_imported(variables: dict[str, str], arguments: list[str]) -> None:
     program = (

@@ -175,8 +175,9 @@ def _show(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> None:
         where = ", in a container" if facts.system.container else ""
         kernel = facts.kernel.release.value if facts.kernel and facts.kernel.release else "?"
         print(output.wrapped("", f"{_line(facts.system.name)}{where}, Linux {_line(kernel)}", 0))
-    for cause in diagnosis.causes:
-        print()
+    for number, cause in enumerate(diagnosis.causes):
+        if number or scan is None:
+            print()
         _show_finding(cause.finding)
         for item in cause.follows:
             head = output.paint(f"{item.severity} {item.rule.id}", *_STYLES[item.severity])
@@ -189,7 +190,8 @@ def _show(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> None:
             print(label + output.wrapped("", _line(text), _INDENT).lstrip())
     for failure in diagnosis.failures:
         print(output.wrapped("  not seen", f" {failure.probe}: {_line(failure.what)}", 11))
-    print()
+    if scan is None or diagnosis.causes:
+        print()
     print(_summary(diagnosis, scan))
 
 

@@ -1,0 +1,897 @@
+"""The doctor: rules on recorded machines and logs, what it reads, what it prints.
+
+The machines are trees like a system's, made in a temporary folder. No test looks at a real GPU.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog import doctor as data
+from legacy_cuda.cli import main
+from legacy_cuda.doctor import kernel_log, logs
+from legacy_cuda.doctor.diagnosis import Diagnosis, diagnose, diagnose_log, group
+from legacy_cuda.doctor.examine import examine
+from legacy_cuda.doctor.facts import Facts
+from legacy_cuda.doctor.place import Place
+from legacy_cuda.doctor.probes import kernel, libcuda
+from legacy_cuda.doctor.rules import FACT_RULES, Evidence, finding
+from legacy_cuda.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+SCHEMAS = Path(catalog.__file__).parent / "schema"
+SAMPLES: dict[str, dict[str, list[str]]] = tomllib.loads(
+    (Path(__file__).parent / "doctor_logs.toml").read_text(encoding="utf-8")
+)
+RULES = {rule.id: rule for rule in data.rules()}
+LOG_RULES = [rule for rule in data.rules() if rule.patterns]
+TODAY = date(2026, 11, 1)
+GOOD = "580.173.02"
+
+
+# ------------------------------------------------------------------------- recorded machines
+
+
+class Machine:
+    """A tree like that of a machine; without further words a healthy one with one card."""
+
+    def __init__(
+        self,
+        root: Path,
+        *gpus: str,
+        version: str | None = GOOD,
+        opened: bool = False,
+        linux: str = "6.12.48",
+        system: str = "debian",
+    ) -> None:
+        self.root = root
+        for number, name in enumerate(gpus):
+            self.gpu(name, f"0000:{number + 59:02x}:00.0", "nvidia" if version else None)
+        if version:
+            self.driver(version, opened)
+            self.library(f"/usr/lib/x86_64-linux-gnu/libcuda.so.{version}")
+            for node in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"):
+                self.write(f"/dev/{node}", "")
+        self.write("/sys/module/usbcore/refcnt", "0\n")
+        self.write("/proc/sys/kernel/osrelease", f"{linux}\n")
+        self.write("/proc/cpuinfo", "processor\t: 0\nflags\t\t: fpu sse2 avx avx2 f16c\n")
+        self.write("/etc/os-release", f'ID={system}\nPRETTY_NAME="A system"\n')
+        self.write("/var/log/dmesg", "[    0.0] Linux version 6.12.48\n[    9.1] usb 1-1: new\n")
+
+    def write(self, path: str, text: str) -> Path:
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    def remove(self, path: str) -> None:
+        (self.root / path.lstrip("/")).unlink()
+
+    def link(self, path: str, target: str) -> None:
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        file.symlink_to(target)
+
+    def gpu(self, name: str, address: str, driver: str | None) -> None:
+        pci_id = name if ":" in name else catalog.find_gpu(name).pci_ids[0]
+        slot = f"/sys/devices/pci0000:00/0000:00:{address[5:7]}.0"
+        folder = f"{slot}/{address}"
+        self.write(f"{slot}/max_link_width", "16\n")
+        self.write(f"{folder}/vendor", "0x10de\n")
+        self.write(f"{folder}/device", f"0x{pci_id.partition(':')[2]}\n")
+        self.write(f"{folder}/class", "0x030200\n")
+        self.write(
+            f"{folder}/resource",
+            "0x00000000f6000000 0x00000000f6ffffff 0x0000000000040200\n"
+            "0x0000383800000000 0x0000383fffffffff 0x000000000014220c\n"
+            + "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
+            * 11,
+        )
+        for key, text in (("width", "16"), ("speed", "8.0 GT/s PCIe")):
+            self.write(f"{folder}/current_link_{key}", f"{text}\n")
+            self.write(f"{folder}/max_link_{key}", f"{text}\n")
+        if driver:
+            self.bind(folder, driver)
+        self.link(f"/sys/bus/pci/devices/{address}", f"../../..{folder.removeprefix('/sys')}")
+        self.folder = folder
+
+    def bind(self, folder: str, driver: str) -> None:
+        self.link(f"{folder}/driver", f"../../../../bus/pci/drivers/{driver}")
+
+    def driver(self, version: str, opened: bool = False) -> None:
+        name = "Open Kernel Module for x86_64" if opened else "x86_64 Kernel Module"
+        self.write(
+            "/proc/driver/nvidia/version",
+            f"NVRM version: NVIDIA UNIX {name}  {version}  Mon Sep  1 12:00:00 UTC 2026\n"
+            "GCC version:  gcc version 14.2.0 (Debian 14.2.0-19)\n",
+        )
+        self.write("/sys/module/nvidia/version", f"{version}\n")
+        self.write("/sys/module/nvidia_uvm/refcnt", "0\n")
+
+    def library(self, path: str) -> None:
+        self.write(path, "")
+        self.link(f"{path.rpartition('/')[0]}/libcuda.so.1", path.rpartition("/")[2])
+
+    def facts(self) -> Facts:
+        return examine(self.root, TODAY, seconds=20)
+
+    def found(self) -> set[str]:
+        return {item.rule.id for item in diagnose(self.facts()).findings}
+
+
+Case = Callable[[Path], Machine]
+
+
+def changed(*gpus: str, change: Callable[[Machine], object], **options: Any) -> Case:
+    def make(root: Path) -> Machine:
+        machine = Machine(root, *gpus, **options)
+        change(machine)
+        return machine
+
+    return make
+
+
+def healthy(*gpus: str, **options: Any) -> Case:
+    return lambda root: Machine(root, *gpus, **options)
+
+
+def compat(machine: Machine, version: str, setting: bool = True) -> None:
+    machine.library(f"/usr/local/cuda-13.3/compat/libcuda.so.{version}")
+    machine.link("/usr/local/cuda", "/usr/local/cuda-13.3")
+    if setting:
+        machine.write("/etc/ld.so.conf.d/00-compat.conf", "# compat\n/usr/local/cuda/compat\n")
+
+
+def no_place(machine: Machine) -> None:
+    zero = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
+    lines = "0x00000000f6000000 0x00000000f6ffffff 0x0000000000040200\n"
+    machine.write(f"{machine.folder}/resource", lines + zero * 12)
+
+
+def helper(machine: Machine) -> None:
+    machine.remove("/dev/nvidia-uvm")
+    machine.write("/usr/bin/nvidia-modprobe", "").chmod(0o4755)
+
+
+def slot(machine: Machine, lanes: str) -> None:
+    machine.write(f"{machine.folder}/current_link_width", f"{lanes}\n")
+    machine.write(f"{machine.folder.rpartition('/')[0]}/max_link_width", f"{lanes}\n")
+
+
+CASES: dict[str, tuple[list[Case], list[Case]]] = {
+    "D1": (
+        [healthy("p40", version="590.48.01"), healthy("m40", version="595.91.07")],
+        [healthy("p40", version="570.211.01"), healthy("k80", version="590.48.01")],
+    ),
+    "D2": (
+        [healthy("p40", opened=True), healthy("v100", version="570.211.01", opened=True)],
+        [healthy("p40"), healthy("10de:2330", opened=True)],
+    ),
+    "D3": (
+        [healthy("k80", version="535.288.01"), healthy("k40", version=GOOD)],
+        [healthy("k80", version="470.256.02"), healthy("p40", version="590.48.01")],
+    ),
+    "D4": (
+        [
+            healthy("k80", version=None, linux="7.0.1-arch1-1"),
+            changed(
+                "p40",
+                version=None,
+                linux="7.1.0",
+                change=lambda m: m.write("/usr/src/nvidia-580.95.05/dkms.conf", ""),
+            ),
+        ],
+        [
+            healthy("k80", version=None, linux="6.18.2"),
+            healthy("p40", version=None, linux="7.1.0"),
+            changed(
+                "p40",
+                version=None,
+                linux="7.1.0",
+                change=lambda m: m.write(f"/usr/src/nvidia-{GOOD}/dkms.conf", ""),
+            ),
+            healthy("k80", version="470.256.02", linux="7.0.1"),  # loaded: so it was compiled
+        ],
+    ),
+    "D5": (
+        [changed("p40", change=lambda m: m.driver("580.95.05"))],
+        [
+            healthy("p40"),
+            changed("p40", change=lambda m: m.library("/usr/lib64/libcuda.so.535.1.1")),
+        ],
+    ),
+    "D6": (
+        [
+            changed("p40", version=None, change=lambda m: m.bind(m.folder, "nouveau")),
+            changed("v100", version=None, change=lambda m: m.bind(m.folder, "NovaCore")),
+        ],
+        [
+            healthy("p40", version=None),
+            changed("p40", version=None, change=lambda m: m.bind(m.folder, "vfio-pci")),
+        ],
+    ),
+    "D7": (
+        [healthy("p40", version="470.256.02"), healthy("k80", version="418.226.00")],
+        [healthy("p40", version="535.288.01"), healthy("k80", version="470.256.02")],
+    ),
+    "D10": (
+        [changed("gtx1080ti", change=lambda m: compat(m, "610.57.04"))],
+        [
+            changed("gtx1080ti", change=lambda m: compat(m, GOOD)),
+            changed("gtx1080ti", change=lambda m: compat(m, "610.57.04", setting=False)),
+            changed("p40", change=lambda m: compat(m, "610.57.04")),
+        ],
+    ),
+    "D11": (
+        [healthy("p40", version="535.288.01"), healthy("k80", version="470.256.02")],
+        [healthy("p40"), healthy("p40", version="550.163.01")],  # of 550 no day is known
+    ),
+    "D13": (
+        [healthy("p40", version=None), healthy("p40", version=None, system="nixos")],
+        [
+            healthy("p40"),
+            healthy(version=None),
+            changed("p40", version=None, change=lambda m: m.bind(m.folder, "vfio-pci")),
+        ],
+    ),
+    "D15": (
+        [changed("p40", change=lambda m: m.remove("/dev/nvidia-uvm"))],
+        [healthy("p40"), changed("p40", change=helper)],
+    ),
+    "D16": (
+        [changed("p40", change=lambda m: m.remove("/usr/lib/x86_64-linux-gnu/libcuda.so.1"))],
+        [healthy("p40"), healthy(version=None)],
+    ),
+    "E10": (
+        [changed("p40", change=lambda m: m.write("/proc/cpuinfo", "flags : sse2 ssse3\n"))],
+        [
+            healthy("p40"),
+            changed("p40", change=lambda m: m.write("/proc/cpuinfo", "Features : asimd\n")),
+        ],
+    ),
+    "E15": (
+        [healthy("k80", "10de:2684"), healthy("p40", "10de:2b85")],
+        [healthy("k80", "p40", version="470.256.02"), healthy("v100", "10de:2330")],
+    ),
+    "H1": ([changed("p40", change=no_place)], [healthy("p40")]),
+    "H7": ([healthy("k80", version="470.256.02")], [healthy("p40")]),
+    "H8": (
+        [
+            changed("p40", change=lambda m: m.write(f"{m.folder}/current_link_width", "4\n")),
+            changed("p40", change=lambda m: m.write(f"{m.folder}/current_link_width", "1\n")),
+        ],
+        [
+            changed("p40", change=lambda m: slot(m, "8")),
+            changed("p40", change=lambda m: m.write(f"{m.folder}/current_link_width", "63\n")),
+            changed(
+                "p40",
+                change=lambda m: m.write(f"{m.folder}/current_link_speed", "2.5 GT/s PCIe\n"),
+            ),
+        ],
+    ),
+}
+
+
+def each(firing: bool) -> Iterator[Any]:
+    for rule_id, (fires, misses) in CASES.items():
+        for number, case in enumerate(fires if firing else misses):
+            yield pytest.param(rule_id, case, id=f"{rule_id}-{number}")
+
+
+def test_every_fact_rule_has_machines() -> None:
+    assert set(CASES) == set(FACT_RULES)
+
+
+@pytest.mark.parametrize(("rule_id", "case"), list(each(True)))
+def test_a_machine_in_which_a_rule_fires(rule_id: str, case: Case, tmp_path: Path) -> None:
+    machine = case(tmp_path)
+    found = {item.rule.id: item for item in diagnose(machine.facts()).findings}
+    assert rule_id in found
+    for evidence in found[rule_id].evidence:
+        named = tmp_path / evidence.source.lstrip("/")
+        assert evidence.source == "legacy-cuda resolve" or os.path.lexists(named), evidence
+    assert "{" not in found[rule_id].cause
+
+
+@pytest.mark.parametrize(("rule_id", "case"), list(each(False)))
+def test_a_machine_in_which_it_does_not(rule_id: str, case: Case, tmp_path: Path) -> None:
+    assert rule_id not in case(tmp_path).found()
+
+
+@pytest.mark.parametrize(
+    "gpus", [("p40",), ("p40", "p40"), ("v100",), ("p4000", "gtx1060-6gb"), ("m40",), ()]
+)
+def test_a_healthy_machine_has_no_finding(gpus: tuple[str, ...], tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *gpus)
+    diagnosis = diagnose(machine.facts())
+    assert diagnosis.findings == () and diagnosis.failures == ()
+    assert diagnosis.verdict == "fine" and diagnosis.fine
+
+
+def test_healthy_on_nixos_and_in_a_container(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40", system="nixos")
+    for name in ("libcuda.so.1", f"libcuda.so.{GOOD}"):
+        machine.remove(f"/usr/lib/x86_64-linux-gnu/{name}")
+    store = "/nix/store/abc-nvidia-x11/lib"
+    machine.library(f"{store}/libcuda.so.{GOOD}")
+    machine.link("/run/opengl-driver", "/nix/store/abc-nvidia-x11")
+    machine.write("/run/.containerenv", "")
+    facts = machine.facts()
+    assert diagnose(facts).findings == ()
+    assert facts.system is not None and facts.system.kind.value == "nixos"
+    assert facts.system.container is not None
+    assert facts.libraries is not None
+    assert [item.version for item in facts.libraries.found] == [GOOD]
+
+
+def test_the_kernel_log_counts_from_the_last_start(tmp_path: Path) -> None:
+    bad = "[ 5.0] NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x24:0x72:1603)\n"
+    start = "[ 0.0] Linux version 6.12.48 (x@y)\n"
+    machine = Machine(tmp_path, "p40")
+    machine.remove("/var/log/dmesg")
+    machine.write("/var/log/kern.log", start + bad + start + "[ 1.0] nvidia: loading\n")
+    assert machine.found() == set()
+    machine.write("/var/log/kern.log", start + start + bad * 9000)
+    (cause,) = diagnose(machine.facts()).causes
+    assert cause.finding.rule.id == "S3" and cause.finding.left_out > 0
+    assert cause.finding.evidence[0].source == "/var/log/kern.log"
+
+
+def test_the_kernel_log_shows_only_what_kernels_print(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40")
+    machine.write("/var/log/dmesg", "nvidia: no CUDA-capable device is detected\n")
+    assert machine.found() == set()
+
+
+# ------------------------------------------------------------------------------------- logs
+
+
+def scanned(text: str | bytes) -> logs.Scan:
+    raw = text.encode() if isinstance(text, str) else text
+    return logs.scan(logs.blocks(io.BytesIO(raw)), LOG_RULES)
+
+
+def ids(text: str | bytes) -> list[str]:
+    return [hit.rule.id for hit in scanned(text).hits]
+
+
+def test_every_log_rule_has_lines() -> None:
+    assert list(SAMPLES) == [rule.id for rule in LOG_RULES]
+
+
+@pytest.mark.parametrize("rule", LOG_RULES, ids=lambda rule: rule.id)
+def test_lines_of_a_rule(rule: data.Rule) -> None:
+    fires, misses = SAMPLES[rule.id]["fires"], SAMPLES[rule.id]["misses"]
+    for line in fires:
+        hits = scanned(f"before\n{line}\nafter\n").hits
+        assert [hit.rule.id for hit in hits] == [rule.id], line
+        assert hits[0].lines == (logs.Line(2, logs.clean(line)),)
+    for pattern in rule.patterns:
+        assert any(pattern.matches(line) for line in fires), pattern
+    assert misses
+    for line in misses:
+        assert rule.id not in ids(line), line
+
+
+def test_numbers_of_lines_and_counts() -> None:
+    scan = scanned("a\n" * 10 + "RmInitAdapter failed!\n" * 20 + "b")
+    (hit,) = scan.hits
+    assert scan.lines == 31 and hit.count == 20
+    assert [line.number for line in hit.lines] == [11, 12, 13, 14, 15]
+    assert ids("") == [] and scanned("").lines == 0
+
+
+TEXT = "first\r\nError: no kernel image is available for execution on the device\r\n"
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252"],
+)
+def test_encodings(encoding: str) -> None:
+    (hit,) = scanned(("Größe\r\n" + TEXT).encode(encoding)).hits
+    assert hit.rule.id == "P1" and hit.lines[0].number == 3
+
+
+def test_colours_and_progress_bars() -> None:
+    text = (
+        "\r 10%\r 20%\r\x1b[31mCUDA error: \x1b[1mdevice kernel\x1b[0m image is invalid\x1b[0m\r\n"
+    )
+    (hit,) = scanned(text).hits
+    assert hit.lines[0].text == "CUDA error: device kernel image is invalid"
+
+
+def test_a_compressed_log() -> None:
+    with pytest.raises(UserError, match="compressed") as caught:
+        scanned(gzip.compress(TEXT.encode()))
+    assert "zcat" in caught.value.next_step
+
+
+class Endless(io.RawIOBase):
+    """A log of so many bytes that is never whole in memory."""
+
+    def __init__(self, piece: bytes, size: int) -> None:
+        self.piece, self.left = piece, size
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size, self.left)
+        self.left -= size
+        return (self.piece * (size // len(self.piece) + 1))[:size]
+
+
+@pytest.mark.parametrize(
+    "piece", [b"x" * 99 + b"\n", b"y" * 100, b"error requires .target sm_70 or higher\n", b"\r"]
+)
+def test_a_large_log_needs_little(piece: bytes) -> None:
+    import tracemalloc
+
+    size = 12 << 20
+    tracemalloc.start()
+    begin = time.monotonic()
+    scan = logs.scan(logs.blocks(Endless(piece, size)), LOG_RULES)  # type: ignore[arg-type]
+    seconds = time.monotonic() - begin
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert scan.hits == () and most < 24 << 20
+    assert seconds < 60
+
+
+def test_a_text_on_the_border_of_blocks() -> None:
+    needle = b"CUDNN_STATUS_ARCH_MISMATCH"
+    for before in range(logs.BLOCK - 30, logs.BLOCK + 2, 5):
+        assert ids(b"z" * before + needle + b"z" * 100) == ["T4"]
+        assert ids(b"z" * 70 + b"\n" + b"z" * before + needle) == ["T4"]
+
+
+# ------------------------------------------------------------------------------- diagnosis
+
+
+def test_causes_come_first() -> None:
+    text = (
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
+        "NVRM: No NVIDIA GPU found.\n"
+        "quantized kv cache requested but flash attention disabled\n"
+        "CPU does not have AVX or AVX2, disabling GPU support.\n"
+        "NVRM:  supported through the NVIDIA 580.xx Legacy drivers. Please\n"
+    )
+    diagnosis = diagnose_log(Facts(TODAY), scanned(text), "x.log")
+    assert [cause.finding.rule.id for cause in diagnosis.causes] == ["E11", "D1", "E10"]
+    assert [item.rule.id for item in diagnosis.causes[1].follows] == ["S2", "S1"]
+    assert diagnosis.verdict == "errors"
+
+
+def test_machine_and_kernel_log_make_one_finding(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40", opened=True)
+    machine.write(
+        "/var/log/dmesg",
+        "NVRM: The NVIDIA GPU 0000:3b:00.0 (PCI ID: 10de:1b38)\n"
+        "NVRM: installed in this system is not supported by open\n"
+        "NVRM: nvidia.ko because it does not include the required GPU\n"
+        "NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x24:0x72:1603)\n",
+    )
+    (cause,) = diagnose(machine.facts()).causes
+    assert cause.finding.rule.id == "D2" and len(cause.finding.evidence) == 3
+    assert [item.rule.id for item in cause.follows] == ["S3"]
+
+
+def test_mixed_cards_are_the_cause(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40", "10de:2b85", opened=True)
+    (cause,) = diagnose(machine.facts()).causes
+    assert cause.finding.rule.id == "E15"
+    assert [item.rule.id for item in cause.follows] == ["D2"]
+
+
+def test_no_driver_because_it_does_not_compile(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "k80", version=None, linux="7.2.0")
+    causes = {cause.finding.rule.id: cause for cause in diagnose(machine.facts()).causes}
+    assert [item.rule.id for item in causes["D4"].follows] == ["D13"]
+
+
+def test_fixes_are_for_the_system_and_the_card(tmp_path: Path) -> None:
+    def fix(folder: str, gpu: str, system: str, container: bool = False) -> str:
+        machine = Machine(tmp_path / folder, gpu, version="595.91.07", system=system)
+        if container:
+            machine.write("/.dockerenv", "")
+        return "\n".join(diagnose(machine.facts()).causes[0].finding.fix)
+
+    assert "nvidiaPackages.legacy_580;" in fix("a", "p40", "nixos")
+    assert "nvidiaPackages.legacy_470;" in fix("b", "k80", "nixos")
+    assert "apt-get install nvidia-driver &&" in fix("c", "p40", "debian")
+    assert "nvidia-driver-580 " in fix("d", "v100", "ubuntu")
+    assert "nvidia-tesla-470-driver" in fix("e", "k80", "debian")
+    assert "on the host" in fix("f", "p40", "nixos", container=True)
+    assert GOOD in fix("g", "p40", "arch")
+
+
+def test_merging_keeps_every_evidence_once() -> None:
+    facts = Facts(TODAY)
+    one = finding(facts, RULES["P1"], [Evidence("a", "x"), Evidence("b", "x")], 2)
+    two = finding(facts, RULES["P1"], [Evidence("b", "x"), Evidence("c", "x")], 3)
+    (cause,) = group([one, two])
+    assert [item.text for item in cause.finding.evidence] == ["a", "b", "c"]
+    assert cause.finding.left_out == 5
+
+
+# ----------------------------------------------------------------------------- the data
+
+
+def test_the_file_keeps_to_its_schema() -> None:
+    schema = json.loads((SCHEMAS / "doctor.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    text = (catalog.DATA / "doctor.toml").read_text(encoding="utf-8")
+    Draft202012Validator(schema).validate(tomllib.loads(text))
+
+
+def test_rules_are_whole() -> None:
+    assert len(RULES) == len(data.rules())
+    for rule in data.rules():
+        assert rule.patterns or rule.id in FACT_RULES, rule.id
+        assert (rule.seen_in == "machine") == (not rule.patterns), rule.id
+        assert set(rule.follows) <= set(RULES) - {rule.id}, rule.id
+        assert catalog.find_gpu(rule.card).legacy, rule.id
+        filled = finding(Facts(TODAY), rule, ())
+        for text in (filled.cause, *filled.fix):
+            assert "?" not in text.replace("?$", ""), (rule.id, text)
+
+
+def test_what_follows_leads_in_no_circle() -> None:
+    def above(rule_id: str, seen: tuple[str, ...]) -> None:
+        assert rule_id not in seen, seen
+        for item in RULES[rule_id].follows:
+            above(item, (*seen, rule_id))
+
+    for rule_id in RULES:
+        above(rule_id, ())
+
+
+def test_no_text_hides_in_another_rule() -> None:
+    """A line of one rule shows no other: each sample fires alone, see test_lines_of_a_rule. Texts
+    that several rules share are told apart by their regex."""
+    texts: dict[str, list[data.Pattern]] = {}
+    for rule in LOG_RULES:
+        for pattern in rule.patterns:
+            texts.setdefault(pattern.text, []).append(pattern)
+    assert all(item.regex for shared in texts.values() if len(shared) > 1 for item in shared)
+
+
+def test_find_rule() -> None:
+    assert data.find_rule(" d2 ").id == "D2"
+    with pytest.raises(catalog.CatalogError) as caught:
+        data.find_rule("D99")
+    assert "D1" in caught.value.near
+
+
+# --------------------------------------------------------------------- probes that fail
+
+
+def test_a_probe_that_fails_or_hangs_is_told(tmp_path: Path) -> None:
+    def fail(place: Place) -> None:
+        raise LookupError("it is lost")
+
+    def hang(place: Place) -> None:
+        time.sleep(30)
+
+    begin = time.monotonic()
+    facts = examine(tmp_path, TODAY, {"pci": fail, "kernel": hang}, seconds=0.2)
+    assert time.monotonic() - begin < 2
+    assert [(item.probe, item.what) for item in facts.failures] == [
+        ("kernel", "took longer than 0.2 s"),
+        ("pci", "LookupError: it is lost"),
+    ]
+    assert facts.pci is None and diagnose(facts).findings == ()
+
+
+@pytest.mark.parametrize("name", ["pci", "driver", "nodes", "libraries", "kernel", "cpu", "system"])
+def test_without_one_probe_nothing_is_made_up(name: str, tmp_path: Path) -> None:
+    from legacy_cuda.doctor.examine import PROBES
+
+    Machine(tmp_path, "p40")
+    probes = {key: probe for key, probe in PROBES.items() if key != name}
+    assert diagnose(examine(tmp_path, TODAY, probes, seconds=20)).findings == ()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="skipped: root may read everything")
+def test_without_permission(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40")
+    (tmp_path / "sys/bus/pci/devices").chmod(0)
+    try:
+        facts = machine.facts()
+    finally:
+        (tmp_path / "sys/bus/pci/devices").chmod(0o755)
+    assert "Permission denied" in facts.failures[0].what
+
+
+def test_odd_files_in_a_tree(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40")
+    machine.remove("/etc/os-release")
+    os.mkfifo(tmp_path / "etc/os-release")
+    machine.link("/proc/cpuinfo", "cpuinfo")
+    machine.remove("/proc/sys/kernel/osrelease")
+    (tmp_path / "proc/sys/kernel/osrelease").mkdir()
+    diagnosis = diagnose(machine.facts())
+    assert diagnosis.findings == ()
+
+
+def test_links_stay_in_the_tree(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("ID=nixos\n")
+    root = tmp_path / "root"
+    machine = Machine(root, "p40")
+    machine.link("/etc/os-release", "../../../../../../outside")
+    place = Place(root)
+    assert place.real("/etc/os-release") == "/outside"
+    assert place.text("/etc/os-release") is None
+    machine.link("/etc/os-release", str(outside))
+    assert place.text("/etc/os-release") is None
+
+
+def test_compat_by_the_environment(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "gtx1080ti")
+    compat(machine, "610.57.04", setting=False)
+    place = Place(tmp_path)
+    seen = libcuda.look(place, {"LD_LIBRARY_PATH": "relative::/usr/local/cuda/compat/"})
+    assert seen.compat_on_path is not None and seen.compat_on_path.source == "LD_LIBRARY_PATH"
+    assert {(item.version, item.compat) for item in seen.found} == {
+        (GOOD, False),
+        ("610.57.04", True),
+    }
+
+
+def test_a_recorded_tree_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    machine = Machine(tmp_path, "p40")
+    facts = machine.facts()
+    assert facts.failures == () and facts.kernel is not None
+
+
+def test_only_dmesg_and_journalctl_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        started.append(command[0])
+        assert options["timeout"] <= kernel_log.SECONDS
+        raise subprocess.TimeoutExpired(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    assert kernel_log.read() is None
+    assert started == ["/usr/bin/dmesg", "/usr/bin/journalctl"]
+
+
+# ------------------------------------------------------------------------------- garbage
+
+QUICK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+FILES = (
+    "/proc/driver/nvidia/version",
+    "/sys/module/nvidia/version",
+    "/proc/sys/kernel/osrelease",
+    "/proc/cpuinfo",
+    "/etc/os-release",
+    "/etc/ld.so.conf.d/x.conf",
+    "/var/log/dmesg",
+    *(
+        f"/sys/bus/pci/devices/0000:3b:00.0/{name}"
+        for name in ("device", "class", "resource", "current_link_width", "max_link_width")
+    ),
+)
+WORDS = st.sampled_from(
+    [
+        *(b"NVRM version:", b" 580.173.02 ", b"0x10de", b"0xffffffffffffffffff", b"ID=", b"="),
+        *(b"flags:", b"\n", b"\0", b"\xff\xfe", b"999999999999.99999999999999999", b"NVRM: "),
+        *(b"\xe2\x82", "²".encode(), b"-1", b"7.0", b"580.", "٣.٤".encode()),
+    ]
+)
+GARBAGE = st.one_of(st.binary(max_size=300), st.lists(WORDS, max_size=12).map(b"".join))
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from(FILES), GARBAGE, max_size=4))
+def test_garbage_in_files(
+    tmp_path_factory: pytest.TempPathFactory, contents: dict[str, bytes]
+) -> None:
+    root = tmp_path_factory.mktemp("m")
+    machine = Machine(root, "p40")
+    for path, content in contents.items():
+        file = machine.write(path, "")
+        file.write_bytes(content)
+    facts = machine.facts()
+    diagnosis = diagnose(facts)
+    assert isinstance(diagnosis, Diagnosis)
+    assert facts.failures == ()
+
+
+@QUICK
+@given(st.binary(max_size=3000))
+def test_garbage_in_logs(content: bytes) -> None:
+    try:
+        scan = scanned(content)
+    except UserError:
+        return
+    assert scan.lines >= 0
+
+
+@QUICK
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([line for item in SAMPLES.values() for line in item["fires"]]),
+            st.text(max_size=80),
+        ),
+        max_size=30,
+    )
+)
+def test_any_mixture_has_one_finding_a_rule(lines: list[str]) -> None:
+    scan = scanned("\n".join(lines))
+    diagnosis = diagnose_log(Facts(TODAY), scan, "log")
+    found = [item.rule.id for item in diagnosis.findings]
+    assert len(found) == len(set(found)) == len(scan.hits)
+    for cause in diagnosis.causes:
+        assert not set(cause.finding.rule.follows) & set(found)
+
+
+def test_about_gpus_is_bounded() -> None:
+    lines = kernel.about_gpus(f"NVRM: {number} {'x' * 5000}" for number in range(20_000))
+    assert len(lines) == 5000 and lines[-1].startswith("NVRM: 19999") and len(lines[0]) == 1000
+
+
+# ----------------------------------------------------------------------- the command line
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    code = main(["doctor", *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def validate(document: Any) -> None:
+    schema = json.loads((SCHEMAS / "doctor-report.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate(document)
+
+
+def test_json_of_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Machine(tmp_path / "good", "p40")
+    code, document = run_json(capsys, "--root", str(tmp_path / "good"))
+    assert code == 0 and document["verdict"] == "fine"
+    validate(document)
+    Machine(tmp_path / "bad", "k80", "v100", version="590.48.01", opened=True)
+    code, document = run_json(capsys, "--root", str(tmp_path / "bad"))
+    assert code == 1 and document["verdict"] == "errors"
+    validate(document)
+    assert document["findings"][0]["because_of"] is None
+    (tmp_path / "empty").mkdir()
+    code, document = run_json(capsys, "--root", str(tmp_path / "empty"))
+    assert code == 0 and document["findings"] == []
+    validate(document)
+
+
+def test_a_warning_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Machine(tmp_path, "k80", version="470.256.02")
+    assert main(["doctor", "--root", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "warning D11" in text and "info H7" in text and "1 warning" in text
+
+
+def test_the_page_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine(tmp_path, "p40", version="595.91.07", system="nixos")
+    machine.write("/var/log/dmesg", "NVRM: No NVIDIA GPU found.\x1b[2J\n")
+    assert main(["doctor", "--root", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "error D1: this driver branch no longer serves the GPU" in text
+    assert "nvidiaPackages.legacy_580;" in text and "/proc/driver/nvidia/version" in text
+    assert text.index("error D1") < text.index("then   error S1")
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_log_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(TEXT.encode("utf-16"))
+    code, document = run_json(capsys, "--log", str(log), "--gpu", "m40")
+    assert code == 1 and document["log"] == {"lines": 2}
+    validate(document)
+    (found,) = document["findings"]
+    assert found["id"] == "P1" and found["example"] is None
+    assert "$ legacy-cuda up m40" in found["fix"]
+    assert found["evidence"][0]["source"] == f"{log}, line 2"
+    log.write_text("all is well\n")
+    assert main(["doctor", "--log", str(log)]) == 0
+    assert "nothing known in 1 lines" in capsys.readouterr().out
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = tmp_path / "a.gz"
+    packed.write_bytes(gzip.compress(b"x"))
+    for arguments in (
+        ["--log", str(tmp_path / "none")],
+        ["--log", str(tmp_path)],
+        ["--log", str(packed)],
+        ["--root", str(tmp_path / "none")],
+        ["--log", str(packed), "--gpu", "p41"],
+        ["explain", "D99"],
+        ["cure"],
+    ):
+        assert main(["doctor", *arguments]) == 2, arguments
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error:") and captured.out == ""
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in data.rules():
+        assert main(["doctor", "explain", rule.id.lower()]) == 0
+        text = capsys.readouterr().out
+        assert rule.title in text and " ".join(rule.source.split()[:2]) in " ".join(text.split())
+    assert main(["doctor", "explain"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(RULES) + 1
+    code = main(["doctor", "explain", "D1", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert code == 0 and document["rules"][0]["id"] == "D1"
+
+
+def test_this_machine_whatever_it_is(tmp_path: Path) -> None:
+    """As a program, in a bare environment: no traceback, and in time."""
+    variables = tiny.clean_variables(tmp_path)
+    begin = time.monotonic()
+    done = subprocess.run(
+        [*tiny.command(), "doctor", "--json"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    seconds = time.monotonic() - begin
+    assert done.returncode in (0, 1) and done.stderr == ""
+    validate(json.loads(done.stdout))
+    assert seconds < 10  # alone 0.3 s; the machine may be busy
+
+
+def test_standard_input(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*tiny.command(), "doctor", "--log", "-"],
+        env=tiny.clean_variables(tmp_path),
+        input="GPU has fallen off the bus",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert "error H2" in done.stdout and "standard input, line 1" in done.stdout
+
+
+def test_the_page_of_rules_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "update_doctor.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
