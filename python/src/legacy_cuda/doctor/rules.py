@@ -255,10 +255,12 @@ def branch_ended(facts: Facts) -> Seen:
 
 
 def no_module(facts: Facts) -> Seen:
-    """D13: there is a GPU, and NVIDIA's module is not loaded."""
+    """D13: there is a legacy card, and NVIDIA's module is not loaded. Newer cards are left out: what
+    mends it for these, such as the proprietary flavour, is wrong for the newest."""
     if facts.driver is None or facts.driver.version or "nvidia" in facts.driver.modules.value:
         return
-    for card in cards(facts):
+    known = cards(facts)
+    for card in known if any(card.gpu.legacy for card in known) else ():
         yield Evidence(f"{_where(card)}; no module nvidia is loaded", facts.driver.modules.source)
 
 
@@ -394,14 +396,11 @@ def fill(text: str, names: Mapping[str, str]) -> str:
 
 
 def finding(facts: Facts, rule: Rule, evidence: Iterable[Evidence], left_out: int = 0) -> Finding:
-    """A finding with its cause and fix for this machine: its oldest legacy card, else the rule's
-    example."""
+    """A finding with its cause and fix for this machine: its oldest legacy card, else its
+    oldest, else the rule's example."""
     known = facts.named or tuple(card.gpu for card in cards(facts))
-    legacy = sorted(
-        (gpu for gpu in known if gpu.legacy),
-        key=lambda gpu: (gpu.capability, gpu.name),
-    )
-    names = windows(legacy[0] if legacy else catalog.find_gpu(rule.card))
+    chosen = min(known, key=lambda gpu: (not gpu.legacy, gpu.capability, gpu.name), default=None)
+    names = windows(chosen or catalog.find_gpu(rule.card))
     system = facts.system
     fix = rule.fix_for(system.kind.value if system else "other", bool(system and system.container))
     spoken = (rule.cause, *fix)
@@ -414,7 +413,7 @@ def finding(facts: Facts, rule: Rule, evidence: Iterable[Evidence], left_out: in
         cause=filled[0],
         fix=filled[1:],
         left_out=left_out,
-        example=names["gpu"] if filled != spoken and not legacy else None,
+        example=names["gpu"] if filled != spoken and chosen is None else None,
     )
 
 
