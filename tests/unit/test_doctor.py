@@ -614,15 +614,32 @@ def test_without_one_probe_nothing_is_made_up(name: str, tmp_path: Path) -> None
     assert diagnose(examine(tmp_path, TODAY, probes, seconds=20)).findings == ()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="skipped: root may read everything")
-def test_without_permission(tmp_path: Path) -> None:
+DENIED = ("sys/bus/pci/devices", "sys/module", "dev", "usr/lib/x86_64-linux-gnu", "proc", "etc")
+
+
+@pytest.mark.parametrize("folder", DENIED)
+def test_without_permission(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may not be read is told, and nothing is concluded from it. Root may read everything, so
+    the refusals are made here."""
+    denied = str(tmp_path / folder)
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path).startswith(denied):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
     machine = Machine(tmp_path, "p40")
-    (tmp_path / "sys/bus/pci/devices").chmod(0)
-    try:
-        facts = machine.facts()
-    finally:
-        (tmp_path / "sys/bus/pci/devices").chmod(0o755)
-    assert "Permission denied" in facts.failures[0].what
+    for module, name in ((os, "scandir"), (os, "open"), (Path, "stat")):
+        monkeypatch.setattr(module, name, refusing(getattr(module, name)))
+    facts = machine.facts()
+    monkeypatch.undo()
+    diagnosis = diagnose(facts)
+    assert diagnosis.findings == ()
+    assert any("Permission denied" in item.what for item in facts.failures)
+    assert not any("no NVIDIA GPU" in text for text in diagnosis.fine)
 
 
 def test_odd_files_in_a_tree(tmp_path: Path) -> None:

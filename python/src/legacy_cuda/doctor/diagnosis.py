@@ -105,7 +105,9 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
     """What was looked at and is as it should be."""
     bad = {item.rule.id for item in found}
     known = cards(facts)
-    if facts.pci is not None and not known:
+    if facts.pci is None or (not known and any(item.probe == "pci" for item in facts.failures)):
+        return
+    if not known:
         others = [device.pci_id for device in facts.pci if device.is_gpu]
         yield (
             f"NVIDIA GPUs that are not in the catalog, or are kept for virtual machines: "

@@ -49,7 +49,7 @@ def examine(
         try:
             fact, problems = probe(place), place.problems
         except Exception as error:
-            fact, problems = None, [f"{type(error).__name__}: {error}"]
+            fact, problems = None, [*place.problems, f"{type(error).__name__}: {error}"]
         with lock:
             seen[name] = fact
             failures.extend(Failure(name, problem) for problem in problems)

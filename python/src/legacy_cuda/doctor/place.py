@@ -89,8 +89,12 @@ class Place:
         finally:
             os.close(handle)
 
-    def names(self, path: str, limit: int = 100_000) -> list[str]:
-        """The names in a folder, sorted; none where there is no such folder."""
+    def names(self, path: str, needed: bool = False, limit: int = 100_000) -> list[str]:
+        """The names in a folder, sorted; none where there is no such folder.
+
+        Raises:
+            OSError: it may not be read, and is needed: nothing may be concluded from no names.
+        """
         found: list[str] = []
         try:
             with os.scandir(self._host(path)) as entries:
@@ -101,6 +105,8 @@ class Place:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, ValueError) as error:
+            if needed:
+                raise
             self._note(path, error)
         return sorted(found)
 
@@ -116,8 +122,11 @@ class Place:
         """The mode bits of what is at a path, links followed; None where nothing is."""
         try:
             return Path(self._host(path)).stat().st_mode
+        except PermissionError as error:
+            self._note(path, error)
         except (OSError, ValueError):
-            return None
+            pass
+        return None
 
     def _note(self, path: str, error: Exception) -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

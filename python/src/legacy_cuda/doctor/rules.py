@@ -255,8 +255,8 @@ def branch_ended(facts: Facts) -> Seen:
 
 
 def no_module(facts: Facts) -> Seen:
-    """D13: there is a legacy card, and NVIDIA's module is not loaded. Newer cards are left out: what
-    mends it for these, such as the proprietary flavour, is wrong for the newest."""
+    """D13: there is a legacy card, and NVIDIA's module is not loaded. Newer cards are left out:
+    what mends it for these, such as the proprietary flavour, is wrong for the newest."""
     if facts.driver is None or facts.driver.version or "nvidia" in facts.driver.modules.value:
         return
     known = cards(facts)
@@ -279,6 +279,8 @@ def no_libcuda(facts: Facts) -> Seen:
     """D16: the driver is loaded, and its libcuda is in none of the usual places."""
     if facts.driver is None or facts.driver.version is None or facts.libraries is None:
         return
+    if any(failure.probe == "libraries" for failure in facts.failures):
+        return  # it may be where nobody may look
     if cards(facts) and not [item for item in facts.libraries.found if not item.compat]:
         yield Evidence(
             f"driver {facts.driver.version.value} is loaded; no libcuda.so.1 in the usual folders",

@@ -19,7 +19,7 @@ _FOLDER = re.compile(r"nvidia-(?:[a-z-]+-)?(\d{3}\.\d+(?:\.\d+)?)")
 def look(place: Place) -> DriverFacts:
     """What is loaded, and what waits to be built."""
     text = place.text(VERSION)
-    modules = tuple(name for name in place.names(MODULES) if name.startswith("nvidia"))
+    modules = tuple(name for name in place.names(MODULES, needed=True) if name.startswith("nvidia"))
     version: Fact[str] | None = None
     flavour: Fact[Flavour] | None = None
     first = _FIRST.search(text or "")

@@ -13,6 +13,6 @@ HELPERS = ("/usr/bin/nvidia-modprobe", "/run/wrappers/bin/nvidia-modprobe")
 
 def look(place: Place) -> NodeFacts:
     """The names in ``/dev`` that begin with ``nvidia``; a helper counts if it is setuid."""
-    names = tuple(name for name in place.names(FOLDER) if name.startswith("nvidia"))
+    names = tuple(name for name in place.names(FOLDER, needed=True) if name.startswith("nvidia"))
     helper = next((path for path in HELPERS if (place.mode(path) or 0) & stat.S_ISUID), None)
     return NodeFacts(Fact(names, FOLDER), Fact(helper, helper) if helper else None)

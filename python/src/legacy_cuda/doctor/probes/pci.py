@@ -17,7 +17,7 @@ def look(place: Place) -> tuple[Device, ...]:
     """Every NVIDIA device, in bus order."""
     return tuple(
         _device(place, name)
-        for name in place.names(DEVICES)
+        for name in place.names(DEVICES, needed=True)
         if _word(place, f"{DEVICES}/{name}/vendor") == _NVIDIA
     )
 
