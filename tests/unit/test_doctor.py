@@ -913,3 +913,25 @@ def test_the_page_of_rules_is_current() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------ no advice that does harm
+
+
+def test_the_power_plugs_of_the_catalog() -> None:
+    """The two plugs with 8 pins are wired the other way round: a wrong row may destroy a card."""
+    for gpu in catalog.gpus():
+        if gpu.power_plug == "eps":
+            assert gpu.product.startswith("Tesla") and (gpu.tdp_w or 0) > 75, gpu.name
+            assert "SXM" not in gpu.product and gpu.capability.major in (3, 5, 6, 7), gpu.name
+        if gpu.power_plug == "none":
+            assert (gpu.tdp_w or 0) <= 75 or "SXM2" in gpu.product, gpu.name
+        if gpu.product.startswith(("GeForce", "TITAN", "Quadro")):
+            assert gpu.power_plug != "eps" and gpu.data_center is False, gpu.name
+        if gpu.product.startswith("Tesla"):
+            assert gpu.data_center is True, gpu.name
+        if not gpu.legacy:
+            assert gpu.power_plug is None, gpu.name
+    plugs = {name: catalog.find_gpu(name).power_plug for name in ("k40", "k80", "p4", "gtx1050ti")}
+    assert plugs == {"k40": "pcie", "k80": "eps", "p4": "none", "gtx1050ti": None}
+    assert catalog.find_gpu("h100").data_center and catalog.find_gpu("a6000").data_center is None

@@ -24,6 +24,7 @@ DATA = Path(__file__).parent / "data"
 
 Flavour = Literal["proprietary", "open"]
 EngineVerdict = Literal["offered", "not-packaged", "refused"]
+PowerPlug = Literal["eps", "pcie", "none"]
 Role = Literal["core", "dispatching", "feature", "alternative", "tool"]
 
 
@@ -91,6 +92,8 @@ class Gpu:
     ecc: bool | None
     fp32_tflops: float | None
     source: str
+    power_plug: PowerPlug | None = None
+    data_center: bool | None = None
 
     @property
     def facts(self) -> CapabilityFacts:
@@ -310,6 +313,8 @@ def gpus() -> tuple[Gpu, ...]:
             ecc=row.get("ecc"),
             fp32_tflops=row.get("fp32_tflops"),
             source=row["source"],
+            power_plug=row.get("power_plug"),
+            data_center=row.get("data_center"),
         )
         for row in _read("gpus")["gpu"]
     )
