@@ -26,7 +26,10 @@ def row(rule: Rule) -> str:
     """A rule's line of the table."""
     seen = ["machine"] if rule.id in FACT_RULES else []
     seen += [SEEN_IN[rule.seen_in]] if rule.patterns else []
-    cells = [rule.id, rule.severity, rule.title, ", ".join(seen), rule.confidence]
+    severity: str = rule.severity
+    if rule.severity_machine is not None:
+        severity += f" (machine: {rule.severity_machine})"
+    cells = [rule.id, severity, rule.title, ", ".join(seen), rule.confidence]
     cells += [", ".join(rule.follows), rule.status]
     return f"| {' | '.join(cells)} |"
 

@@ -27,10 +27,14 @@ SeenIn = Literal["kernel", "program", "build", "machine"]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What one line of a log must hold: a text, and where ``regex`` is not None, its match."""
+    """What one line of a log must hold: a text, and where ``regex`` is not None, its match.
+
+    A named group of the regex says what the line itself names: ``branch``, ``number``, ``gcc``.
+    """
 
     text: str
     regex: re.Pattern[str] | None = None
+    seen_in: SeenIn = "program"
 
     def matches(self, line: str) -> bool:
         """Whether the line shows it."""
@@ -39,7 +43,10 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One failure. ``fix`` has lines by system; ``any`` is always there."""
+    """One failure. ``fix`` has lines by system; ``any`` is always there.
+
+    ``severity_machine`` is the severity where only the machine shows it, if that is another.
+    """
 
     id: str
     title: str
@@ -54,10 +61,13 @@ class Rule:
     links: tuple[str, ...]
     status: str
     source: str
+    severity_machine: Severity | None = None
 
-    def fix_for(self, system: str, in_container: bool) -> tuple[str, ...]:
-        """What mends it on a system (``nixos``, ``debian``, ``ubuntu``, or any other name)."""
-        wanted = ["container"] if in_container else []
+    def fix_for(self, system: str, in_container: bool, kepler: bool = False) -> tuple[str, ...]:
+        """What mends it on a system (``nixos``, ``debian``, ``ubuntu``, or any other name), for a
+        Kepler card or another."""
+        wanted = ["kepler"] if kepler else []
+        wanted += ["container"] if in_container else []
         wanted += [system, "debian"] if system == "ubuntu" else [system]
         return next((self.fix[name] for name in wanted if name in self.fix), self.fix["any"])
 
@@ -75,7 +85,11 @@ def rules() -> tuple[Rule, ...]:
             confidence=row["confidence"],
             seen_in=row["seen_in"],
             patterns=tuple(
-                Pattern(item["text"], re.compile(item["regex"]) if "regex" in item else None)
+                Pattern(
+                    item["text"],
+                    re.compile(item["regex"]) if "regex" in item else None,
+                    item.get("seen_in", row["seen_in"]),
+                )
                 for item in row.get("log", [])
             ),
             cause=row["cause"],
@@ -85,6 +99,7 @@ def rules() -> tuple[Rule, ...]:
             links=tuple(row["links"]),
             status=row["status"],
             source=row["source"],
+            severity_machine=row.get("severity_machine"),
         )
         for row in rows
     )

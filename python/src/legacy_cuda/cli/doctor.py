@@ -36,7 +36,7 @@ def add(subparsers: Any) -> None:
         "  journalctl -u ollama | legacy-cuda doctor --log -\n"
         "  legacy-cuda doctor explain D2\n"
         "  legacy-cuda doctor explain           (every rule)\n\n"
-        "exit codes: 0 no error found, 1 an error found, 2 bad input",
+        "exit codes: 0 no error found, 1 an error found, 2 bad input, 3 the log cannot be read",
         formatter_class=output.HelpFormatter,
     )
     parser.add_argument(
@@ -103,6 +103,10 @@ def _scan(path: str, rules: list[Rule]) -> Scan:
 
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise UserError(
+                    "standard input is closed", next_step="give --log a file, or pipe a log into it"
+                )
             return logs.scan(logs.blocks(sys.stdin.buffer), rules)
         with Path(path).open("rb") as file:
             return logs.scan(logs.blocks(file), rules)
@@ -111,7 +115,11 @@ def _scan(path: str, rules: list[Rule]) -> Scan:
             f"there is no log {path!r}", str(error), "name a file, or - for standard input"
         ) from error
     except OSError as error:
-        raise SurroundingsError(f"the log {path!r} cannot be read", str(error)) from error
+        raise SurroundingsError(
+            f"the log {path!r} cannot be read",
+            str(error),
+            "see that you may read it: sudo cat FILE | legacy-cuda doctor --log -",
+        ) from error
 
 
 # ------------------------------------------------------------------------------------- JSON
@@ -129,6 +137,7 @@ def document(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> dict[str,
             for item in (cause.finding, *cause.follows)
         ],
         "fine": list(diagnosis.fine),
+        "not_judged": list(diagnosis.not_judged),
         "failures": plain(diagnosis.failures),
         "log": None if scan is None else {"lines": scan.lines},
         "facts": plain(facts),
@@ -188,6 +197,8 @@ def _show(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> None:
         for number, text in enumerate(diagnosis.fine):
             label = f"  {output.paint('fine', 'green')}   " if number == 0 else " " * _INDENT
             print(label + output.wrapped("", _line(text), _INDENT).lstrip())
+    for text in diagnosis.not_judged:
+        print(output.wrapped("  not judged", f" {_line(text)}", 13))
     for failure in diagnosis.failures:
         print(output.wrapped("  not seen", f" {failure.probe}: {_line(failure.what)}", 11))
     if scan is None or diagnosis.causes:
@@ -207,8 +218,10 @@ def _summary(diagnosis: Diagnosis, scan: Scan | None) -> str:
         for severity, count in counts.items()
         if count
     ]
-    text = ", ".join(words) or "nothing wrong found"
+    judged = bool(diagnosis.fine) or scan is not None
+    text = ", ".join(words) or ("nothing wrong found" if judged else "nothing was judged")
     style = {"errors": "red", "warnings": "yellow", "fine": "green"}[diagnosis.verdict]
+    style = style if words or judged else "yellow"
     more = "; legacy-cuda doctor explain RULE says more" if diagnosis.causes else ""
     return output.paint(text, style, "bold") + more
 
@@ -287,7 +300,8 @@ def _explain(words: list[str], as_json: bool) -> int:
             print(output.wrapped("" if number else "  seen", text, _INDENT))
         for system, lines in rule.fix.items():
             print(f"  fix    ({'elsewhere' if system == 'any' and len(rule.fix) > 1 else system})")
-            _show_lines("", tuple(fill(line, names) for line in lines))
+            kepler = windows(catalog.find_gpu("k80")) if system == "kepler" else names
+            _show_lines("", tuple(fill(line, kepler) for line in lines))
         if rule.follows:
             print(output.wrapped("  may be", f"because of {', '.join(rule.follows)}", _INDENT))
         print(output.wrapped("  known", f"{rule.status}: {rule.source}", _INDENT))

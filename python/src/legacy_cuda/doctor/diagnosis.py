@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from legacy_cuda.catalog.doctor import rules
+from legacy_cuda.catalog.doctor import Rule, rules
 from legacy_cuda.doctor import logs
 from legacy_cuda.doctor.facts import Facts, Failure
-from legacy_cuda.doctor.rules import Finding, cards, judge, judge_log
+from legacy_cuda.doctor.rules import (
+    Finding,
+    cards,
+    contradicted,
+    judge,
+    judge_log,
+    present,
+    strangers,
+)
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}
 
@@ -23,11 +31,13 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong, gravest first; what is fine, in words; what could not be found out."""
+    """What is wrong, gravest first; what is fine, in words; what could not be found out; what is
+    there and was not judged."""
 
     causes: tuple[Cause, ...]
     fine: tuple[str, ...]
     failures: tuple[Failure, ...]
+    not_judged: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -50,15 +60,26 @@ def diagnose(facts: Facts) -> Diagnosis:
         log = facts.kernel.log
         said = logs.scan(
             ("".join(f"{line}\n" for line in log.value),),
-            [rule for rule in rules() if rule.seen_in == "kernel"],
+            list(_of_kernels()),
         )
+        hits = [hit for hit in said.hits if not contradicted(facts, hit)]
         found += [
             replace(
                 item, evidence=tuple(replace(seen, source=log.source) for seen in item.evidence)
             )
-            for item in judge_log(facts, said.hits, log.source)
+            for item in judge_log(facts, hits, log.source)
         ]
-    return Diagnosis(group(found), tuple(_fine(facts, found)), facts.failures)
+    return Diagnosis(
+        group(found), tuple(_fine(facts, found)), facts.failures, tuple(_not_judged(facts))
+    )
+
+
+def _of_kernels() -> Iterator[Rule]:
+    """The rules with a text that kernels print, with no others of their texts."""
+    for rule in rules():
+        patterns = tuple(item for item in rule.patterns if item.seen_in == "kernel")
+        if patterns:
+            yield replace(rule, patterns=patterns)
 
 
 def diagnose_log(facts: Facts, scan: logs.Scan, source: str) -> Diagnosis:
@@ -80,6 +101,7 @@ def group(findings: Iterable[Finding]) -> tuple[Cause, ...]:
         else:
             merged[item.rule.id] = replace(
                 known,
+                severity=min(known.severity, item.severity, key=_WEIGHT.__getitem__),
                 evidence=tuple(dict.fromkeys(known.evidence + item.evidence)),
                 left_out=known.left_out + item.left_out,
             )
@@ -108,18 +130,16 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
     if facts.pci is None or (not known and any(item.probe == "pci" for item in facts.failures)):
         return
     if not known:
-        others = [device.pci_id for device in facts.pci if device.is_gpu]
-        yield (
-            f"NVIDIA GPUs that are not in the catalog, or are kept for virtual machines: "
-            f"{', '.join(others)}"
-            if others
-            else "no NVIDIA GPU among the PCI devices: nothing to examine"
-        )
+        elsewhere = facts.system is not None and facts.system.platform is not None
+        if not any(device.is_gpu for device in facts.pci) and not elsewhere:
+            yield "no NVIDIA GPU among the PCI devices: nothing to examine"
         return
     for card in known:
         yield f"{card.gpu.product} ({card.gpu.capability}) at {card.device.address}"
     driver = facts.driver
-    if driver and driver.version and not bad & {"D1", "D2", "D3", "D7", "E15", "S1", "S3"}:
+    bound = all(item.device.driver and item.device.driver.value == "nvidia" for item in known)
+    wrong = {"D1", "D2", "D3", "D6", "D7", "E15", "H2", "S1", "S3"}
+    if driver and driver.version and bound and not bad & wrong:
         flavour = f", {driver.flavour.value} module" if driver.flavour else ""
         yield f"driver {driver.version.value}{flavour}: serves the cards"
     if driver and driver.version and facts.libraries and not bad & {"D5", "D10", "D16"}:
@@ -135,3 +155,28 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
         yield "the cards' memory is mapped"
     if facts.cpu and facts.cpu.avx.value:
         yield "the CPU has AVX2" if facts.cpu.avx2.value else "the CPU has AVX"
+
+
+def _not_judged(facts: Facts) -> Iterable[str]:
+    """What is there and was left alone, so that nobody takes silence for praise."""
+    for device in strangers(facts):
+        driver = device.driver.value if device.driver else "none"
+        yield (
+            f"GPU {device.pci_id} at {device.address} is not in the catalog: which driver it needs "
+            f"is not known here (bound to it: {driver})"
+        )
+    seen = {device.address for device in present(facts)}
+    for device in facts.pci or ():
+        if device.is_gpu and device.address not in seen and device.driver:
+            yield (
+                f"GPU {device.pci_id} at {device.address} is kept for a virtual machine "
+                f"({device.driver.value})"
+            )
+    platform = facts.system.platform if facts.system else None
+    if platform is not None and platform.value == "WSL2":
+        yield f"WSL2 ({platform.source}): the GPU's driver is that of Windows, not seen from here"
+    elif platform is not None:
+        yield (
+            f"{platform.value} ({platform.source}): its GPU is part of the chip, and its driver "
+            "comes with JetPack; neither is looked at"
+        )

@@ -26,6 +26,12 @@ PROBES: Mapping[str, Probe] = {
 }
 
 
+def _what(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
+
+
 def examine(
     root: Path = Path("/"),
     today: date | None = None,
@@ -49,7 +55,7 @@ def examine(
         try:
             fact, problems = probe(place), place.problems
         except Exception as error:
-            fact, problems = None, [*place.problems, f"{type(error).__name__}: {error}"]
+            fact, problems = None, [*place.problems, _what(error)]
         with lock:
             seen[name] = fact
             failures.extend(Failure(name, problem) for problem in problems)

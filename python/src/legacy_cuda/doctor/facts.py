@@ -13,6 +13,7 @@ from typing import Generic, Literal, TypeVar
 from legacy_cuda.catalog import Flavour, Gpu
 
 T = TypeVar("T")
+Platform = Literal["WSL2", "Jetson"]
 SystemKind = Literal["nixos", "debian", "ubuntu", "other"]
 
 
@@ -26,7 +27,7 @@ class Fact(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A region of a device's address space: a BAR. Both addresses are 0 if it has none."""
+    """A region of a device's address space: a BAR. Its start is 0 where it was given no place."""
 
     number: int
     start: int
@@ -40,7 +41,8 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A device's PCIe link: lanes now, lanes the device has, lanes its slot has (None: unknown)."""
+    """A device's PCIe link: lanes now, lanes the device has, lanes its slot has (None: unknown, or
+    the slot is a virtual machine's, which has no lanes)."""
 
     width: int
     width_max: int
@@ -53,7 +55,8 @@ class Link:
 class Device:
     """An NVIDIA device of the PCI bus. ``kind`` is its PCI class, ``0x0302`` for a 3D controller.
 
-    ``driver`` is None where no driver is bound to it.
+    ``driver`` is None where no driver is bound to it; ``switch`` is the link of the bridge above
+    its slot, which on a card with several dies is the card's own.
     """
 
     address: str
@@ -62,6 +65,7 @@ class Device:
     driver: Fact[str] | None
     regions: Fact[tuple[Region, ...]] | None
     link: Fact[Link] | None
+    switch: Fact[Link] | None = None
 
     @property
     def is_gpu(self) -> bool:
@@ -101,10 +105,11 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class LibraryFacts:
-    """Every libcuda found, and why the loader sees a compat folder first, if it does."""
+    """Every libcuda found, and the one of a compat folder that the loader sees first, if it does,
+    with what puts it there."""
 
     found: tuple[Library, ...]
-    compat_on_path: Fact[str] | None
+    compat_first: Fact[Library] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +130,13 @@ class CpuFacts:
 
 @dataclass(frozen=True, slots=True)
 class SystemFacts:
-    """Which system this is, and what says that it is a container, if it is one."""
+    """Which system this is, and what says that it is a container, if it is one. ``platform``: its
+    GPU is no device of the PCI bus, or not only."""
 
     kind: Fact[SystemKind]
     name: str
     container: Fact[str] | None
+    platform: Fact[Platform] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 
 SECONDS = 1.2
+_BYTES = 8 << 20  # of the end of what they say
 _FOLDERS = ("/usr/bin", "/bin", "/run/current-system/sw/bin")
 _COMMANDS = (
     ("dmesg", "--kernel", "--nopager"),
@@ -47,6 +48,7 @@ def read() -> Said | None:
             except (OSError, subprocess.SubprocessError):
                 break
             if done.returncode == 0 and done.stdout:
-                return Said(done.stdout.decode("utf-8", "replace"), " ".join((name, *options)))
+                text = done.stdout[-_BYTES:].decode("utf-8", "replace")
+                return Said(text, " ".join((name, *options)))
             break
     return None

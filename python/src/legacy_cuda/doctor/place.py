@@ -93,7 +93,8 @@ class Place:
         """The names in a folder, sorted; none where there is no such folder.
 
         Raises:
-            OSError: it may not be read, and is needed: nothing may be concluded from no names.
+            OSError: it is not there or may not be read, and is needed: nothing may be concluded
+                from no names.
         """
         found: list[str] = []
         try:
@@ -102,11 +103,12 @@ class Place:
                     found.append(entry.name)
                     if len(found) >= limit:
                         break
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except (OSError, ValueError) as error:
+        except OSError as error:
             if needed:
-                raise
+                raise OSError(error.errno, error.strerror, path) from error
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                self._note(path, error)
+        except ValueError as error:
             self._note(path, error)
         return sorted(found)
 
@@ -127,6 +129,13 @@ class Place:
         except (OSError, ValueError):
             pass
         return None
+
+    def modified(self, path: str) -> float | None:
+        """When a file was last written, in seconds since 1970; None where there is none."""
+        try:
+            return Path(self._host(path)).stat().st_mtime
+        except (OSError, ValueError):
+            return None
 
     def _note(self, path: str, error: Exception) -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -7,12 +7,13 @@ catalog and of :mod:`legacy_cuda.resolve`. A rule is silent where a fact it need
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from legacy_cuda import catalog
-from legacy_cuda.catalog import Branch, CatalogError, Gpu, version_tuple
+from legacy_cuda.capability import Capability
+from legacy_cuda.catalog import Branch, CatalogError, Gpu, PowerPlug, version_tuple
 from legacy_cuda.catalog.doctor import Confidence, Rule, Severity, find_rule
 from legacy_cuda.doctor.facts import Device, Facts
 from legacy_cuda.doctor.logs import Hit
@@ -26,10 +27,12 @@ PASSTHROUGH = ("vfio-pci", "pci-stub", "xen-pciback")
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was seen, verbatim where it is a line of a log, and where."""
+    """What was seen, verbatim where it is a line of a log, and where; the card that it is about,
+    where one is named."""
 
     text: str
     source: str
+    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,35 @@ def cards(facts: Facts) -> list[Card]:
     """The machine's GPUs that are in the catalog, those kept for virtual machines left out."""
     found = []
     for device in facts.pci or ():
-        if device.is_gpu and not (device.driver and device.driver.value in PASSTHROUGH):
+        if device.is_gpu and not _kept_away(device):
             try:
                 found.append(Card(device, catalog.find_gpu(device.pci_id)))
             except CatalogError:
                 continue
     return found
+
+
+def present(facts: Facts) -> list[Device]:
+    """The machine's GPUs, those kept for virtual machines left out."""
+    return [device for device in facts.pci or () if device.is_gpu and not _kept_away(device)]
+
+
+def strangers(facts: Facts) -> list[Device]:
+    """The GPUs of :func:`present` that are not in the catalog."""
+    known = {card.device.address for card in cards(facts)}
+    return [device for device in present(facts) if device.address not in known]
+
+
+def _kept_away(device: Device) -> bool:
+    return device.driver is not None and device.driver.value in PASSTHROUGH
+
+
+def _named(facts: Facts) -> Iterator[tuple[str, Device, Gpu | None]]:
+    """Every GPU that is present, with words for it."""
+    for card in cards(facts):
+        yield _where(card), card.device, card.gpu
+    for device in strangers(facts):
+        yield f"GPU {device.pci_id} at {device.address}", device, None
 
 
 def release(text: str) -> tuple[int, int] | None:
@@ -107,6 +133,7 @@ def _dropped(facts: Facts, kepler: bool) -> Seen:
             yield Evidence(
                 f"{_where(card)}; driver {version.value}, last branch {last.branch}",
                 version.source,
+                card.gpu,
             )
 
 
@@ -129,7 +156,24 @@ def open_module(facts: Facts) -> Seen:
         return
     for card in cards(facts):
         if not card.gpu.facts.open_kernel_module:
-            yield Evidence(f"{_where(card)}; the open kernel module is loaded", flavour.source)
+            text = f"{_where(card)}; the open kernel module is loaded"
+            yield Evidence(text, flavour.source, card.gpu)
+
+
+def card_left_out(facts: Facts) -> Seen:
+    """D18: the kernel's log says that a card is ignored, and it is none of those in the catalog."""
+    log = facts.kernel.log if facts.kernel else None
+    if log is None or not cards(facts) or not strangers(facts):
+        return
+    before = ""
+    for line in log.value:
+        match = _IGNORED.search(line)
+        if match is not None:
+            branch = match["branch"]
+            rule_id = "D2" if branch is None else "D3" if branch == _KEPLER_BRANCH else "D1"
+            if not _caused_by_known(facts, rule_id, {"branch": {branch}} if branch else {}):
+                yield Evidence(f"{before.strip()} {line.strip()}".strip(), log.source)
+        before = line
 
 
 def kernel_too_new(facts: Facts) -> Seen:
@@ -141,6 +185,7 @@ def kernel_too_new(facts: Facts) -> Seen:
     if running is None or facts.driver.version or "nvidia" in facts.driver.modules.value:
         return
     legacy = [card for card in cards(facts) if card.gpu.legacy]
+    patched = facts.system is not None and facts.system.kind.value == "nixos"
     installed = [(item.value, item.source) for item in facts.driver.sources]
     if not installed and facts.libraries is not None:
         installed = [
@@ -160,11 +205,14 @@ def kernel_too_new(facts: Facts) -> Seen:
         return
     for card in legacy:
         last = _last_branch(card.gpu)
+        if last and patched and last.kernel_fixed_by is None:
+            continue  # nixpkgs patches branches that NVIDIA mends no more: see drivers.toml
         if last and not _compiles(last, last.latest, running):
             yield Evidence(
                 f"{_where(card)} needs driver {last.latest}, which does not compile on Linux "
                 f"{last.kernel_below} and newer; this is {facts.kernel.release.value}",
                 facts.kernel.release.source,
+                card.gpu,
             )
 
 
@@ -192,7 +240,7 @@ def foreign_driver(facts: Facts) -> Seen:
     for card in cards(facts):
         driver = card.device.driver
         if driver is not None and driver.value in FOREIGN:
-            yield Evidence(f"{_where(card)}: driver {driver.value}", driver.source)
+            yield Evidence(f"{_where(card)}: driver {driver.value}", driver.source, card.gpu)
 
 
 def too_old_for_stack(facts: Facts) -> Seen:
@@ -217,24 +265,20 @@ def too_old_for_stack(facts: Facts) -> Seen:
 
 def compat_in_the_way(facts: Facts) -> Seen:
     """D10: a compat libcuda newer than the driver comes first, and a card is none for data centres.
-
-    By NVIDIA's names those are the Tesla cards; the catalog has none newer that need this.
-    """
+    Cards of which the catalog does not say it are left out."""
     if facts.driver is None or facts.driver.version is None or facts.libraries is None:
         return
-    first = facts.libraries.compat_on_path
-    if first is None:
+    first = facts.libraries.compat_first
+    if first is None or first.value.version is None:
         return
-    others = [card for card in cards(facts) if not card.gpu.product.startswith("Tesla")]
-    for item in facts.libraries.found:
-        if not item.compat or item.version is None or not item.path.startswith(first.value):
-            continue
-        if version_tuple(item.version) > version_tuple(facts.driver.version.value):
-            for card in others:
+    if version_tuple(first.value.version) > version_tuple(facts.driver.version.value):
+        for card in cards(facts):
+            if card.gpu.data_center is False:
                 yield Evidence(
-                    f"libcuda {item.version} of {first.value} comes before that of driver "
-                    f"{facts.driver.version.value}; {_where(card)} does not allow it",
+                    f"libcuda {first.value.version} ({first.value.path}) comes before that of "
+                    f"driver {facts.driver.version.value}; {_where(card)} does not allow it",
                     first.source,
+                    card.gpu,
                 )
 
 
@@ -261,7 +305,8 @@ def no_module(facts: Facts) -> Seen:
         return
     known = cards(facts)
     for card in known if any(card.gpu.legacy for card in known) else ():
-        yield Evidence(f"{_where(card)}; no module nvidia is loaded", facts.driver.modules.source)
+        text = f"{_where(card)}; no module nvidia is loaded"
+        yield Evidence(text, facts.driver.modules.source, card.gpu if card.gpu.legacy else None)
 
 
 def no_uvm_node(facts: Facts) -> Seen:
@@ -269,7 +314,7 @@ def no_uvm_node(facts: Facts) -> Seen:
     if facts.driver is None or facts.driver.version is None or facts.nodes is None:
         return
     names = facts.nodes.names.value
-    if "nvidia-uvm" in names or facts.nodes.helper is not None or not cards(facts):
+    if "nvidia-uvm" in names or facts.nodes.helper is not None or not present(facts):
         return
     if "nvidiactl" in names:
         yield Evidence(f"there are {', '.join(names)}, and no nvidia-uvm", facts.nodes.names.source)
@@ -281,7 +326,7 @@ def no_libcuda(facts: Facts) -> Seen:
         return
     if any(failure.probe == "libraries" for failure in facts.failures):
         return  # it may be where nobody may look
-    if cards(facts) and not [item for item in facts.libraries.found if not item.compat]:
+    if present(facts) and not [item for item in facts.libraries.found if not item.compat]:
         yield Evidence(
             f"driver {facts.driver.version.value} is loaded; no libcuda.so.1 in the usual folders",
             facts.driver.version.source,
@@ -293,7 +338,7 @@ def no_libcuda(facts: Facts) -> Seen:
 
 def no_avx(facts: Facts) -> Seen:
     """E10: the CPU lists no AVX."""
-    if facts.cpu is not None and not facts.cpu.avx.value and cards(facts):
+    if facts.cpu is not None and not facts.cpu.avx.value and present(facts):
         yield Evidence("the CPU's flags have no avx", facts.cpu.avx.source)
 
 
@@ -313,15 +358,16 @@ def no_common_driver(facts: Facts) -> Seen:
 
 def memory_without_place(facts: Facts) -> Seen:
     """H1: BAR0 or BAR1 of a card has no address."""
-    for card in cards(facts):
-        regions = card.device.regions
+    for where, device, gpu in _named(facts):
+        regions = device.regions
         if regions is None:
             continue
         for region in regions.value[:2]:
             if not region.placed:
                 yield Evidence(
-                    f"{_where(card)}: BAR{region.number} is {region.start:#x} to {region.end:#x}",
+                    f"{where}: BAR{region.number} is {region.start:#x} to {region.end:#x}",
                     regions.source,
+                    gpu,
                 )
 
 
@@ -332,19 +378,23 @@ def several_dies(facts: Facts) -> Seen:
             yield Evidence(
                 f"{_where(card)}: one of {card.gpu.dies} dies, {card.gpu.memory_mib} MiB each",
                 f"/sys/bus/pci/devices/{card.device.address}/device",
+                card.gpu,
             )
 
 
 def narrow_link(facts: Facts) -> Seen:
-    """H8: fewer lanes than the card and its slot have. A narrower slot is no fault."""
-    for card in cards(facts):
-        link = card.device.link
+    """H8: fewer lanes than the card and its slot have. A narrower slot is no fault.
+
+    A card with several dies has a switch of its own, and that is what stands in the slot.
+    """
+    for where, device, gpu in _named(facts):
+        link = device.switch if gpu is not None and gpu.dies > 1 else device.link
         if link is None:
             continue
         width = link.value
         most = min(width.width_max, width.slot_width_max or width.width)
         if width.width < most:
-            yield Evidence(f"{_where(card)}: {width.width} lanes, {most} possible", link.source)
+            yield Evidence(f"{where}: {width.width} lanes, {most} possible", link.source, gpu)
 
 
 FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
@@ -360,6 +410,7 @@ FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "D13": no_module,
     "D15": no_uvm_node,
     "D16": no_libcuda,
+    "D18": card_left_out,
     "E10": no_avx,
     "E15": no_common_driver,
     "H1": memory_without_place,
@@ -367,7 +418,102 @@ FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "H8": narrow_link,
 }
 
+# -------------------------------------------------------------------- what a log's lines name
+
+_KEPLER_BRANCH = "470"
+_IGNORED = re.compile(
+    r"supported through the NVIDIA (?P<branch>\d+)\.xx\s+Legacy"
+    r"|installed in this system is not supported by open"
+)
+Names = Mapping[str, Collection[str]]
+
+
+def named_by(hit: Hit) -> dict[str, set[str]]:
+    """What the lines themselves name, by the named groups of the rule's patterns."""
+    found: dict[str, set[str]] = {}
+    for line in hit.lines:
+        for pattern in hit.rule.patterns:
+            match = pattern.regex.search(line.text) if pattern.regex else None
+            if match is not None and pattern.text in line.text:
+                for key, value in match.groupdict().items():
+                    found.setdefault(key, set()).add(value)
+    return found
+
+
+def fits(gpu: Gpu, rule_id: str, names: Names) -> bool:
+    """Whether a line of a log may be about a card: no line is blamed on another one."""
+    if rule_id == "D2":
+        return not gpu.facts.open_kernel_module
+    last = _last_branch(gpu)
+    if "branch" in names and (last is None or last.branch not in names["branch"]):
+        return False
+    return "number" not in names or str(gpu.capability.number) in names["number"]
+
+
+def _caused_by_known(facts: Facts, rule_id: str, names: Names) -> bool:
+    """Whether a line of this machine's kernel log that says D1, D2 or D3 is about a card of the
+    catalog: the facts show the same or, while no module is loaded, do not speak against it."""
+    if next(FACT_RULES[rule_id](facts), None) is not None:
+        return True
+    if facts.driver is not None and facts.driver.version is not None:
+        unknown = rule_id == "D2" and facts.driver.flavour is None
+        if not unknown:
+            return False
+    return any(fits(card.gpu, rule_id, names) for card in cards(facts))
+
+
+def contradicted(facts: Facts, hit: Hit) -> bool:
+    """Whether the facts speak against what this machine's kernel log said: it was before the module
+    was loaded anew, or about a card that is kept for a virtual machine or not in the catalog."""
+    rule_id = hit.rule.id
+    if rule_id not in ("D1", "D2", "D3", "S1"):
+        return False
+    known = cards(facts)
+    if not known:
+        return bool(facts.pci) and not present(facts)
+    if rule_id != "S1":
+        return not _caused_by_known(facts, rule_id, named_by(hit))
+    if facts.driver is None or facts.driver.version is None:
+        return False
+    if any(_caused_by_known(facts, item, {}) for item in ("D1", "D2", "D3")):
+        return False
+    return all(
+        card.device.driver is not None and card.device.driver.value == "nvidia" for card in known
+    )
+
+
 # ------------------------------------------------------------------------------- findings
+
+_PLUGS = {
+    "eps": "an EPS (CPU) plug with 8 pins, not a PCIe one",
+    "pcie": "PCIe plugs, not EPS (CPU) ones",
+    "none": "no plug, its slot feeds it",
+    None: "the plug that its maker names",
+}
+
+
+def plugs(names: Mapping[str, PowerPlug | None]) -> str:
+    """Which power plug cards take, by what they are called. Both kinds have 8 pins and are wired
+    the other way round, so a card of which it is not known gets no guess."""
+    if not names:
+        return f"{_PLUGS[None]}"
+    return "; ".join(f"{name}: {_PLUGS[plug]}" for name, plug in names.items())
+
+
+def _plugs_of(facts: Facts) -> dict[str, PowerPlug | None]:
+    """Of the cards that a person named; else of every GPU of the machine, known or not."""
+    if facts.named:
+        return {gpu.product: gpu.power_plug for gpu in facts.named}
+    found: dict[str, PowerPlug | None] = {}
+    for device in facts.pci or ():
+        if device.is_gpu:
+            try:
+                gpu = catalog.find_gpu(device.pci_id)
+            except CatalogError:
+                found[f"GPU {device.pci_id}"] = None
+            else:
+                found[gpu.product] = gpu.power_plug
+    return found
 
 
 @cache
@@ -389,6 +535,9 @@ def windows(gpu: Gpu) -> dict[str, str]:
         "nixos_driver": (last.nixos_attribute if last else None) or "production",
         "toolkit": catalog.dotted(toolkits[-1].version) if toolkits else "?",
         "gcc": str(toolkits[-1].gcc_max) if toolkits else "?",
+        "open": "true" if gpu.facts.open_kernel_module else "false",
+        "flavour": "open" if gpu.facts.open_kernel_module else "proprietary",
+        "plugs": plugs({gpu.product: gpu.power_plug}),
     }
 
 
@@ -397,25 +546,58 @@ def fill(text: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\{([a-z_]+)\}", lambda match: names.get(match[1], match[0]), text)
 
 
-def finding(facts: Facts, rule: Rule, evidence: Iterable[Evidence], left_out: int = 0) -> Finding:
-    """A finding with its cause and fix for this machine: its oldest legacy card, else its
-    oldest, else the rule's example."""
-    known = facts.named or tuple(card.gpu for card in cards(facts))
-    chosen = min(known, key=lambda gpu: (not gpu.legacy, gpu.capability, gpu.name), default=None)
-    names = windows(chosen or catalog.find_gpu(rule.card))
+def _age(gpu: Gpu) -> tuple[bool, Capability, str]:
+    return not gpu.legacy, gpu.capability, gpu.name
+
+
+def finding(
+    facts: Facts,
+    rule: Rule,
+    evidence: Iterable[Evidence],
+    left_out: int = 0,
+    said: Names | None = None,
+    severity: Severity | None = None,
+) -> Finding:
+    """A finding with its cause and fix for this machine: the oldest legacy card that the evidence
+    is about; where it names none, the oldest of those that it may be about; else an example.
+
+    Args:
+        said: what the lines of a log name, see :func:`named_by`.
+    """
+    said = said or {}
+    evidence = tuple(evidence)
+    known = tuple(item.gpu for item in evidence if item.gpu is not None)
+    known = known or facts.named or tuple(card.gpu for card in cards(facts))
+    able = [gpu for gpu in known if fits(gpu, rule.id, said)]
+    chosen = min(able, key=_age, default=None)
+    example = catalog.find_gpu(rule.card)
+    if not fits(example, rule.id, said):
+        others = [gpu for gpu in catalog.gpus() if fits(gpu, rule.id, said)]
+        example = min(others, key=_age, default=example)
+    names = dict(windows(chosen or example))
+    if "gcc" in said:
+        names["gcc"] = min(said["gcc"], key=int)
     system = facts.system
-    fix = rule.fix_for(system.kind.value if system else "other", bool(system and system.container))
-    spoken = (rule.cause, *fix)
+    fix = rule.fix_for(
+        system.kind.value if system else "other",
+        bool(system and system.container),
+        bool(chosen and chosen.facts.architecture == "Kepler"),
+    )
+    about_machine = {"plugs": plugs(_plugs_of(facts))}
+    spoken = tuple(fill(text, about_machine) for text in (rule.cause, *fix))
     filled = tuple(fill(text, names) for text in spoken)
+    of_line = tuple(
+        fill(text, {key: names[key] for key in said if key in names}) for text in spoken
+    )
     return Finding(
         rule=rule,
-        severity=rule.severity,
+        severity=severity or rule.severity,
         confidence=rule.confidence,
-        evidence=tuple(evidence),
+        evidence=evidence,
         cause=filled[0],
         fix=filled[1:],
         left_out=left_out,
-        example=names["gpu"] if filled != spoken and chosen is None else None,
+        example=names["gpu"] if filled != of_line and chosen is None else None,
     )
 
 
@@ -425,7 +607,8 @@ def judge(facts: Facts) -> list[Finding]:
     for rule_id, look in FACT_RULES.items():
         evidence = tuple(dict.fromkeys(look(facts)))
         if evidence:
-            found.append(finding(facts, find_rule(rule_id), evidence))
+            rule = find_rule(rule_id)
+            found.append(finding(facts, rule, evidence, severity=rule.severity_machine))
     return found
 
 
@@ -437,6 +620,7 @@ def judge_log(facts: Facts, hits: Iterable[Hit], source: str) -> list[Finding]:
             hit.rule,
             (Evidence(line.text, f"{source}, line {line.number}") for line in hit.lines),
             hit.count - len(hit.lines),
+            named_by(hit),
         )
         for hit in hits
     ]

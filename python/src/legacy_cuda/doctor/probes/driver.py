@@ -13,7 +13,7 @@ MODULES = "/sys/module"
 SOURCES = "/usr/src"
 _FIRST = re.compile(r"^NVRM version:.*?\s(\d{3}\.\d+(?:\.\d+)?)\b", re.MULTILINE)
 _RELEASE = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
-_FOLDER = re.compile(r"nvidia-(?:[a-z-]+-)?(\d{3}\.\d+(?:\.\d+)?)")
+_FOLDER = re.compile(r"nvidia-(?:[a-z0-9-]+-)?(\d{3}\.\d+(?:\.\d+)?)")
 
 
 def look(place: Place) -> DriverFacts:

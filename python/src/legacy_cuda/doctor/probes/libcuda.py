@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 
 from legacy_cuda.doctor.facts import Fact, Library, LibraryFacts
 from legacy_cuda.doctor.place import Place
@@ -11,12 +12,16 @@ from legacy_cuda.doctor.place import Place
 NAME = "libcuda.so.1"
 FOLDERS = (
     "/run/opengl-driver/lib",
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/x86_64-linux-gnu/nvidia/current",
+    *(
+        f"/usr/lib/{machine}-linux-gnu{below}"
+        for machine in ("x86_64", "aarch64")
+        for below in ("", "/nvidia/current")
+    ),
     "/usr/lib64",
     "/usr/lib64/nvidia",
     "/usr/lib",
     "/lib/x86_64-linux-gnu",
+    "/lib/aarch64-linux-gnu",
     "/usr/lib/wsl/lib",
     "/usr/local/nvidia/lib64",
     "/usr/local/nvidia/lib",
@@ -28,22 +33,51 @@ _CUDA = re.compile(r"cuda(-\d+(\.\d+)?)?")
 
 
 def look(place: Place, variables: dict[str, str] | None = None) -> LibraryFacts:
-    """Every libcuda on the usual paths and in CUDA's compat folders.
+    """Every libcuda on the loader's path, on the usual paths and in CUDA's compat folders.
 
     Args:
         variables: the environment; None: the process's own for the running system, else none.
     """
     if variables is None:
         variables = dict(os.environ) if place.live else {}
-    compat = [f"{LOCAL}/{name}/compat" for name in place.names(LOCAL) if _CUDA.fullmatch(name)]
+    # NVIDIA's images have compat/lib, a link to lib.real
+    compat = [
+        f"{LOCAL}/{name}/compat{below}"
+        for name in place.names(LOCAL)
+        if _CUDA.fullmatch(name)
+        for below in ("", "/lib", "/lib.real")
+    ]
+    real_compat = {place.real(folder) for folder in compat}
+    settings = list(_settings(place, variables))
     found: dict[str, Library] = {}
-    for folder in (*FOLDERS, *compat):
+    first: Fact[Library] | None = None
+    for number, (folder, source) in enumerate(
+        [*settings, *((folder, folder) for folder in (*FOLDERS, *compat))]
+    ):
         path = f"{folder}/{NAME}"
-        real = place.real(path)
-        if place.mode(path) is None or real in found:
+        if place.mode(path) is None:
             continue
-        found[real] = Library(path, _version(place, folder, real), folder in compat)
-    return LibraryFacts(tuple(found.values()), _first(place, compat, variables))
+        real = place.real(path)
+        is_compat = place.real(folder) in real_compat
+        library = Library(path, _version(place, folder, real), is_compat)
+        found.setdefault(real, library)
+        if first is None and number < len(settings):
+            first = Fact(library, source)
+    return LibraryFacts(tuple(found.values()), first if first and first.value.compat else None)
+
+
+def _settings(place: Place, variables: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The folders that the loader was told of, in its order, each with what told it."""
+    for folder in variables.get("LD_LIBRARY_PATH", "").split(":"):
+        if folder.startswith("/"):
+            yield folder.rstrip("/"), "LD_LIBRARY_PATH"
+    for name in place.names(SETTINGS):
+        if not name.endswith(".conf"):
+            continue
+        for line in (place.text(f"{SETTINGS}/{name}") or "").splitlines():
+            folder = line.strip().rstrip("/")
+            if folder.startswith("/"):
+                yield folder, f"{SETTINGS}/{name}"
 
 
 def _version(place: Place, folder: str, real: str) -> str | None:
@@ -52,19 +86,3 @@ def _version(place: Place, folder: str, real: str) -> str | None:
         return named[1]
     beside = {match[1] for name in place.names(folder) if (match := _VERSION.fullmatch(name))}
     return beside.pop() if len(beside) == 1 else None
-
-
-def _first(place: Place, compat: list[str], variables: dict[str, str]) -> Fact[str] | None:
-    """What puts a compat folder that holds a libcuda on the loader's path."""
-    holding = {place.real(item): item for item in compat if place.mode(f"{item}/{NAME}")}
-    if not holding:
-        return None
-    for folder in variables.get("LD_LIBRARY_PATH", "").split(":"):
-        if folder.startswith("/") and place.real(folder.rstrip("/")) in holding:
-            return Fact(folder, "LD_LIBRARY_PATH")
-    for name in place.names(SETTINGS):
-        for line in (place.text(f"{SETTINGS}/{name}") or "").splitlines():
-            folder = line.strip().rstrip("/")
-            if folder.startswith("/") and place.real(folder) in holding:
-                return Fact(folder, f"{SETTINGS}/{name}")
-    return None

@@ -10,6 +10,8 @@ from legacy_cuda.doctor.place import Place
 DEVICES = "/sys/bus/pci/devices"
 _NVIDIA = "0x10de"
 _ID = re.compile(r"0x([0-9a-f]{4})")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_VIRTUAL = "0x1b36"  # Red Hat: the bridges of QEMU, whose lanes are made up
 _BARS = 6  # the first lines of ``resource``; the expansion ROM and bridge windows follow
 
 
@@ -26,6 +28,8 @@ def _device(place: Place, name: str) -> Device:
     folder = f"{DEVICES}/{name}"
     number = _ID.fullmatch(_word(place, f"{folder}/device"))
     driver = place.link_name(f"{folder}/driver")
+    bridges = place.real(folder).split("/")[:-1]  # the slot's is the last one
+    switch = "/".join(bridges[:-1]) if _ADDRESS.fullmatch(bridges[-2:][0]) else None
     return Device(
         address=name,
         pci_id=f"10de:{number[1] if number else '????'}",
@@ -33,6 +37,7 @@ def _device(place: Place, name: str) -> Device:
         driver=Fact(driver, f"{folder}/driver") if driver else None,
         regions=_regions(place, f"{folder}/resource"),
         link=_link(place, folder),
+        switch=_link(place, switch) if switch else None,
     )
 
 
@@ -56,11 +61,12 @@ def _link(place: Place, folder: str) -> Fact[Link] | None:
     if width is None or width_max is None:
         return None
     slot = place.real(folder).rpartition("/")[0]  # the bridge above it
+    virtual = _word(place, f"{slot}/vendor") == _VIRTUAL
     return Fact(
         Link(
             width=width,
             width_max=width_max,
-            slot_width_max=_lanes(place, f"{slot}/max_link_width"),
+            slot_width_max=None if virtual else _lanes(place, f"{slot}/max_link_width"),
             speed=_word(place, f"{folder}/current_link_speed"),
             speed_max=_word(place, f"{folder}/max_link_speed"),
         ),
