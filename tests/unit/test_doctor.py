@@ -34,7 +34,7 @@ from legacy_cuda.doctor.examine import examine
 from legacy_cuda.doctor.facts import Facts
 from legacy_cuda.doctor.place import Place
 from legacy_cuda.doctor.probes import kernel, libcuda
-from legacy_cuda.doctor.rules import FACT_RULES, Evidence, finding, windows
+from legacy_cuda.doctor.rules import FACT_RULES, Evidence, finding, fits, windows
 from legacy_cuda.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -424,8 +424,9 @@ def test_lines_of_a_rule(rule: data.Rule) -> None:
     for pattern in rule.patterns:
         assert any(pattern.matches(line) for line in fires), pattern
     assert misses
-    for line in misses:
+    for line in misses:  # a line may only show the rule whose sample it is
         assert rule.id not in ids(line), line
+        assert all(line.strip() in map(str.strip, SAMPLES[one]["fires"]) for one in ids(line)), line
 
 
 def test_numbers_of_lines_and_counts() -> None:
@@ -985,6 +986,28 @@ def of_log(text: str, machine: Machine | None = None, *named: str) -> dict[str, 
 OFF_BUS = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
 
 
+@pytest.mark.parametrize("system", ["debian", "ubuntu", "nixos", "arch", "container"])
+def test_every_fix_for_every_card(system: str, tmp_path: Path) -> None:
+    """Nothing is left open, nothing does harm, and a card is told of no plug but its own."""
+    machine = Machine(tmp_path, system=system)
+    if system == "container":
+        machine.write("/.dockerenv", "")
+    facts = machine.facts()
+    for gpu in catalog.gpus():
+        for rule in data.rules():
+            one = finding(replace(facts, named=(gpu,)), rule, ())
+            text = "\n".join((one.cause, *one.fix))
+            where = (rule.id, gpu.name, text)
+            assert one.example is None or not fits(gpu, rule.id, {}), where
+            assert "?" not in text.replace("?$", ""), where
+            assert not re.search(r"(?<![\w=])\{[a-z_]+\}", text), where
+            assert not re.search(r"(^|\s)-(pl|pm)\b|power-limit|persistence", text), where
+            assert gpu.power_plug == "eps" or "an EPS (CPU) plug" not in text, where
+            assert gpu.power_plug == "pcie" or "PCIe plugs, not" not in text, where
+            kepler = gpu.facts.architecture == "Kepler"
+            assert not kepler or not re.search(r"cuda_v12|build triton|cudaArches", text), where
+
+
 def test_no_fix_sets_power_limits_or_persistence() -> None:
     """A power limit halted a host with a K80."""
     for rule in data.rules():
@@ -1022,6 +1045,12 @@ def test_the_power_plugs_of_several_cards_are_told_apart(tmp_path: Path) -> None
     found = of_log(OFF_BUS)["H2"]
     assert "the plug that its maker names" in "".join(found.fix) and found.example is None
     assert "PCIe plugs" in "".join(of_log(OFF_BUS, machine, "gtx970")["H2"].fix)
+
+
+def test_explain_guesses_no_plug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "explain", "H2"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the plug that its maker names" in text and "not a PCIe one" not in text
 
 
 # ------------------------------------------------------- no finding is blamed on another card
@@ -1230,6 +1259,10 @@ def test_only_kernel_texts_are_looked_for_in_the_kernel_log(tmp_path: Path) -> N
     machine = Machine(tmp_path, "p40")
     machine.write("/var/log/dmesg", "NVRM: API mismatch: the client has the version 570.1, but\n")
     assert machine.found() == {"D5"}
+    assert diagnose(machine.facts()).verdict == "warnings"  # a container's, or over
+    machine.driver("570.211.01")
+    assert diagnose(machine.facts()).verdict == "errors"
+    machine.driver(GOOD)
     machine.write("/var/log/dmesg", "nvidia: Driver/library version mismatch\n")
     assert machine.found() == set()
 
@@ -1377,7 +1410,7 @@ def test_a_log_that_may_not_be_read(
 
 
 def test_a_long_line_is_matched_in_time() -> None:
-    line = "error   : Feature 'cvt" + "bf16" * 500 + " requires .target sm_80 or higher\n"
+    line = "error   : Feature 'cvt" + "bf16" * 470 + " requires .target sm_80 or higher\n"
     begin = time.monotonic()
-    assert ids(line * 200) == []
-    assert time.monotonic() - begin < 5
+    assert ids(line * 3000) == []  # seconds: 11 with an unbounded regex, 0.1 without
+    assert time.monotonic() - begin < 6

@@ -15,6 +15,7 @@ from legacy_cuda.doctor.rules import (
     judge,
     judge_log,
     present,
+    settled,
     strangers,
 )
 
@@ -65,7 +66,9 @@ def diagnose(facts: Facts) -> Diagnosis:
         hits = [hit for hit in said.hits if not contradicted(facts, hit)]
         found += [
             replace(
-                item, evidence=tuple(replace(seen, source=log.source) for seen in item.evidence)
+                item,
+                evidence=tuple(replace(seen, source=log.source) for seen in item.evidence),
+                severity="warning" if settled(facts, item.rule) else item.severity,
             )
             for item in judge_log(facts, hits, log.source)
         ]

@@ -482,6 +482,16 @@ def contradicted(facts: Facts, hit: Hit) -> bool:
     )
 
 
+def settled(facts: Facts, rule: Rule) -> bool:
+    """Whether the kernel's log tells of a quarrel that this machine does not have any more, or had
+    with a container: D5, while the libraries found are of the module's release."""
+    if rule.id != "D5" or facts.libraries is None or facts.driver is None:
+        return False
+    version = facts.driver.version
+    own = [item for item in facts.libraries.found if not item.compat]
+    return version is not None and any(item.version == version.value for item in own)
+
+
 # ------------------------------------------------------------------------------- findings
 
 _PLUGS = {
@@ -496,7 +506,7 @@ def plugs(names: Mapping[str, PowerPlug | None]) -> str:
     """Which power plug cards take, by what they are called. Both kinds have 8 pins and are wired
     the other way round, so a card of which it is not known gets no guess."""
     if not names:
-        return f"{_PLUGS[None]}"
+        return f"Each card takes {_PLUGS[None]}"
     return "; ".join(f"{name}: {_PLUGS[plug]}" for name, plug in names.items())
 
 
@@ -537,7 +547,7 @@ def windows(gpu: Gpu) -> dict[str, str]:
         "gcc": str(toolkits[-1].gcc_max) if toolkits else "?",
         "open": "true" if gpu.facts.open_kernel_module else "false",
         "flavour": "open" if gpu.facts.open_kernel_module else "proprietary",
-        "plugs": plugs({gpu.product: gpu.power_plug}),
+        "plugs": plugs({}),
     }
 
 
