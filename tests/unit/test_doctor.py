@@ -1146,6 +1146,11 @@ def test_a_card_for_a_virtual_machine_beside_another(tmp_path: Path) -> None:
     diagnosis = diagnose(machine.facts())
     assert diagnosis.findings == () and diagnosis.verdict == "fine"
     assert any("virtual machine" in text for text in diagnosis.not_judged)
+    machine.write("/var/log/dmesg", "NVRM: GPU 0000:05:00.0: RmInitAdapter failed! (0x24)\n")
+    assert machine.found() == set()
+    machine.write("/var/log/dmesg", "NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x24)\n")
+    assert machine.found() == {"S3"}
+    machine.write("/var/log/dmesg", said)
     machine.gpu("p4", "0000:06:00.0", None)
     assert "S1" in machine.found()
 

@@ -466,6 +466,9 @@ def contradicted(facts: Facts, hit: Hit) -> bool:
     """Whether the facts speak against what this machine's kernel log said: it was before the module
     was loaded anew, or about a card that is kept for a virtual machine or not in the catalog."""
     rule_id = hit.rule.id
+    if rule_id == "S3":
+        away = [device.address for device in facts.pci or () if _kept_away(device)]
+        return all(any(address in line.text for address in away) for line in hit.lines)
     if rule_id not in ("D1", "D2", "D3", "S1"):
         return False
     known = cards(facts)
