@@ -191,7 +191,7 @@ def ignored(machine: Machine, branch: str, name: str = "GeForce GT 710") -> None
         "/var/log/dmesg",
         f"[ 5.0] NVRM: The NVIDIA {name} GPU installed in this system is\n"
         f"[ 5.0] NVRM:  supported through the NVIDIA {branch}.xx Legacy drivers. Please\n"
-        "[ 5.0] NVRM:  visit http://www.nvidia.com/object/unix.html for more\n"
+        "[ 5.0] NVRM:  visit NVIDIA's site for more\n"
         "[ 5.0] NVRM: The NVIDIA probe routine failed for 1 device(s).\n",
     )
 
