@@ -96,6 +96,16 @@ def known(package: str) -> list[Evidence]:
     return sorted(found, key=lambda item: (Version(item.version), item.file))
 
 
+def of_release(package: str, version: str) -> list[Evidence]:
+    """The evidence on the wheels of one release; without its local part, where it has one."""
+    name, public = package.replace("-", "_"), version.partition("+")[0]
+    return [
+        parse(path.read_text(encoding="utf-8"))
+        for path in sorted((DIRECTORY / package).glob(f"{name}-*.json"))
+        if path.name.split("-")[1] == public
+    ]
+
+
 def newest_that_runs(package: str, capability: Capability) -> str | None:
     """The newest version of a package whose recorded wheels all run on the capability."""
     versions: dict[str, bool] = {}

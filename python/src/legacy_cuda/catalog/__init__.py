@@ -154,6 +154,18 @@ class Toolkit:
 
 
 @dataclass(frozen=True, slots=True)
+class CudnnWindow:
+    """Which cuDNN serves a range of capabilities, ends included: the last release and the first
+    without code for it; both None where today's releases serve it."""
+
+    capability_min: Capability
+    capability_max: Capability
+    last: str | None
+    dropped_in: str | None
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRule:
     """What is said of an engine for a range of capabilities, ends included."""
 
@@ -361,6 +373,15 @@ def toolkits() -> dict[tuple[int, int], Toolkit]:
             source=row["source"],
         )
     return found
+
+
+@cache
+def cudnn() -> tuple[CudnnWindow, ...]:
+    """Which cuDNN serves which capabilities, oldest range first."""
+    return tuple(
+        CudnnWindow(*_capabilities(row), row.get("last"), row.get("dropped_in"), row["status"])
+        for row in _read("cudnn")["cudnn"]
+    )
 
 
 @cache

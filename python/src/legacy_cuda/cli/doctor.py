@@ -151,7 +151,10 @@ def _finding(finding: Finding, because_of: str | None) -> dict[str, Any]:
         "severity": finding.severity,
         "confidence": finding.confidence,
         "because_of": because_of,
-        "evidence": plain(finding.evidence),
+        "evidence": [
+            {"text": item.text, "source": item.source, "gpu": item.gpu and item.gpu.name}
+            for item in finding.evidence
+        ],
         "evidence_left_out": finding.left_out,
         "cause": finding.cause,
         "fix": list(finding.fix),

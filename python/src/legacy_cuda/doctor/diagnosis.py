@@ -7,17 +7,9 @@ from dataclasses import dataclass, replace
 
 from legacy_cuda.catalog.doctor import Rule, rules
 from legacy_cuda.doctor import logs
+from legacy_cuda.doctor.cards import cards, present, strangers
 from legacy_cuda.doctor.facts import Facts, Failure
-from legacy_cuda.doctor.rules import (
-    Finding,
-    cards,
-    contradicted,
-    judge,
-    judge_log,
-    present,
-    settled,
-    strangers,
-)
+from legacy_cuda.doctor.rules import Finding, contradicted, judge, judge_log, settled
 
 _WEIGHT = {"error": 0, "warning": 1, "info": 2}
 

@@ -11,7 +11,22 @@ from typing import Any
 
 from legacy_cuda.doctor.facts import Facts, Failure
 from legacy_cuda.doctor.place import Place
-from legacy_cuda.doctor.probes import cpu, driver, kernel, libcuda, nodes, pci, system
+from legacy_cuda.doctor.probes import (
+    build,
+    code,
+    containers,
+    cpu,
+    driver,
+    engines,
+    kernel,
+    libcuda,
+    nixos,
+    nodes,
+    pci,
+    python,
+    system,
+    virtual,
+)
 
 SECONDS = 1.5
 Probe = Callable[[Place], Any]
@@ -23,6 +38,13 @@ PROBES: Mapping[str, Probe] = {
     "kernel": kernel.look,
     "cpu": cpu.look,
     "system": system.look,
+    "python": python.look,
+    "code": code.look,
+    "build": build.look,
+    "engines": engines.look,
+    "containers": containers.look,
+    "virtual": virtual.look,
+    "nixos": nixos.look,
 }
 
 

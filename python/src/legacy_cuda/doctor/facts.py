@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from legacy_cuda.catalog import Flavour, Gpu
+
+if TYPE_CHECKING:
+    from legacy_cuda.audit import Library as CodeOfLibrary
 
 T = TypeVar("T")
 Platform = Literal["WSL2", "Jetson"]
@@ -140,6 +143,139 @@ class SystemFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Environment:
+    """A folder with Python packages. ``packages`` are those that use GPUs, by their normalised
+    names, with their versions; ``nameless`` those of them whose code is there and no distribution
+    of that name; ``torch_cuda`` the CUDA that PyTorch was built with, where it says one."""
+
+    site: str
+    packages: tuple[tuple[str, str], ...]
+    nameless: tuple[str, ...] = ()
+    torch_cuda: tuple[int, int] | None = None
+
+    def version(self, package: str) -> str | None:
+        """The version of one of the packages."""
+        return dict(self.packages).get(package)
+
+
+@dataclass(frozen=True, slots=True)
+class PythonFacts:
+    """Every environment with a package that uses GPUs; what tells uv to choose PyTorch's wheels by
+    the driver (``UV_TORCH_BACKEND=auto``), if something does."""
+
+    environments: tuple[Environment, ...]
+    uv_chooses: Fact[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCode:
+    """The device code of a package in an environment; ``source`` is where it was read, or what
+    the catalog's evidence on the same release says."""
+
+    site: str
+    package: str
+    version: str
+    torch_cuda: tuple[int, int] | None
+    libraries: tuple[CodeOfLibrary, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledToolkit:
+    """A CUDA toolkit with an nvcc, and the declaration of cospi in its headers, which newer ones of
+    glibc clash with; None where it was not found."""
+
+    root: str
+    version: tuple[int, int]
+    source: str
+    cospi: Fact[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFacts:
+    """Toolkits; the versions of gcc that there is a g++ of; the one called ``g++``; the glibc whose
+    headers are installed."""
+
+    toolkits: tuple[InstalledToolkit, ...]
+    compilers: tuple[Fact[int], ...]
+    usual: Fact[int] | None
+    glibc: Fact[tuple[int, int]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A unit of systemd that starts an engine, with its drop-ins: the command's words, the
+    variables about GPUs and whether its /dev is its own, each with the file that says so last.
+    Values that may be secret are left out."""
+
+    unit: str
+    engine: str
+    command: Fact[tuple[str, ...]]
+    variables: tuple[tuple[str, Fact[str]], ...]
+    user: str | None
+    private_devices: Fact[str] | None
+
+    def variable(self, name: str) -> str | None:
+        """The value of a variable that the unit sets."""
+        found = dict(self.variables).get(name)
+        return found.value if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """Services, and the CUDA versions that Ollama's folders of libraries are for, a folder each."""
+
+    services: tuple[Service, ...]
+    ollama: tuple[Fact[tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """Programs that start containers; lists of NVIDIA's devices for them (CDI) with the release of
+    libcuda that each names; what names NVIDIA's runtime to Docker; the toolkit's programs."""
+
+    programs: tuple[Fact[str], ...]
+    lists: tuple[Fact[str | None], ...]
+    runtime: Fact[str] | None
+    toolkit: Fact[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A device of an IOMMU group: its address, PCI class and driver."""
+
+    address: str
+    kind: str
+    driver: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An IOMMU group that an NVIDIA device is in."""
+
+    number: str
+    devices: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualFacts:
+    """Whether this is a virtual machine, and the IOMMU groups with an NVIDIA device in them."""
+
+    guest: Fact[str] | None
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NixosFacts:
+    """Kernel modules of the system that was started and of the one that is to be started next;
+    which settings of the configuration's own files speak of CUDA, verbatim."""
+
+    booted: Fact[str] | None
+    current: Fact[str] | None
+    settings: tuple[Fact[str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Something that could not be found out: the probe, and why."""
 
@@ -159,5 +295,12 @@ class Facts:
     kernel: KernelFacts | None = None
     cpu: CpuFacts | None = None
     system: SystemFacts | None = None
+    python: PythonFacts | None = None
+    code: tuple[DeviceCode, ...] | None = None
+    build: BuildFacts | None = None
+    engines: EngineFacts | None = None
+    containers: ContainerFacts | None = None
+    virtual: VirtualFacts | None = None
+    nixos: NixosFacts | None = None
     failures: tuple[Failure, ...] = ()
     named: tuple[Gpu, ...] = ()

@@ -54,7 +54,8 @@ class Place:
             waiting += target.split("/")[::-1]
         return "/" + "/".join(done)
 
-    def _host(self, path: str) -> str:
+    def host(self, path: str) -> str:
+        """Where a path of the machine is on the disk of the system that looks at it."""
         return path if self.live else f"{self.root}{self.real(path)}"
 
     def text(self, path: str, limit: int = 1 << 16) -> str | None:
@@ -66,7 +67,7 @@ class Place:
     def data(self, path: str, limit: int, from_end: bool = False) -> bytes | None:
         """The first ``limit`` bytes of a file, or the last ones; None as for :meth:`text`."""
         try:
-            handle = os.open(self._host(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = os.open(self.host(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
@@ -98,7 +99,7 @@ class Place:
         """
         found: list[str] = []
         try:
-            with os.scandir(self._host(path)) as entries:
+            with os.scandir(self.host(path)) as entries:
                 for entry in entries:
                     found.append(entry.name)
                     if len(found) >= limit:
@@ -116,24 +117,31 @@ class Place:
         """The last part of what a link points to; None where there is no link."""
         parent, _, name = path.rpartition("/")
         try:
-            return Path(self._host(parent or "/"), name).readlink().name or None
+            return Path(self.host(parent or "/"), name).readlink().name or None
         except (OSError, ValueError):
             return None
 
     def mode(self, path: str) -> int | None:
         """The mode bits of what is at a path, links followed; None where nothing is."""
         try:
-            return Path(self._host(path)).stat().st_mode
+            return Path(self.host(path)).stat().st_mode
         except PermissionError as error:
             self._note(path, error)
         except (OSError, ValueError):
             pass
         return None
 
+    def size(self, path: str) -> int | None:
+        """The size of a file in bytes; None where there is none."""
+        try:
+            return Path(self.host(path)).stat().st_size
+        except (OSError, ValueError):
+            return None
+
     def modified(self, path: str) -> float | None:
         """When a file was last written, in seconds since 1970; None where there is none."""
         try:
-            return Path(self._host(path)).stat().st_mtime
+            return Path(self.host(path)).stat().st_mtime
         except (OSError, ValueError):
             return None
 

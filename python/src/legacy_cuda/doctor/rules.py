@@ -7,7 +7,7 @@ catalog and of :mod:`legacy_cuda.resolve`. A rule is silent where a fact it need
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,24 +15,23 @@ from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Branch, CatalogError, Gpu, PowerPlug, version_tuple
 from legacy_cuda.catalog.doctor import Confidence, Rule, Severity, find_rule
-from legacy_cuda.doctor.facts import Device, Facts
+from legacy_cuda.doctor import software
+from legacy_cuda.doctor.cards import (
+    Evidence,
+    Seen,
+    cards,
+    kept_away,
+    named,
+    present,
+    strangers,
+    where,
+)
+from legacy_cuda.doctor.facts import Facts
 from legacy_cuda.doctor.logs import Hit
 from legacy_cuda.resolve import USUAL_ENGINE, Refusal, Stack, drivers_for, resolve
 
 FOREIGN = ("nouveau", "nova_core", "NovaCore", "nova", "nvidiafb", "rivafb")
 """Drivers of the kernel's own that take NVIDIA's cards."""
-PASSTHROUGH = ("vfio-pci", "pci-stub", "xen-pciback")
-"""Drivers that keep a card for a virtual machine, on purpose."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What was seen, verbatim where it is a line of a log, and where; the card that it is about,
-    where one is named."""
-
-    text: str
-    source: str
-    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,52 +47,6 @@ class Finding:
     fix: tuple[str, ...]
     left_out: int = 0
     example: str | None = None
-
-
-Seen = Iterator[Evidence]
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A GPU of the machine that is in the catalog, at its place on the bus."""
-
-    device: Device
-    gpu: Gpu
-
-
-def cards(facts: Facts) -> list[Card]:
-    """The machine's GPUs that are in the catalog, those kept for virtual machines left out."""
-    found = []
-    for device in facts.pci or ():
-        if device.is_gpu and not _kept_away(device):
-            try:
-                found.append(Card(device, catalog.find_gpu(device.pci_id)))
-            except CatalogError:
-                continue
-    return found
-
-
-def present(facts: Facts) -> list[Device]:
-    """The machine's GPUs, those kept for virtual machines left out."""
-    return [device for device in facts.pci or () if device.is_gpu and not _kept_away(device)]
-
-
-def strangers(facts: Facts) -> list[Device]:
-    """The GPUs of :func:`present` that are not in the catalog."""
-    known = {card.device.address for card in cards(facts)}
-    return [device for device in present(facts) if device.address not in known]
-
-
-def _kept_away(device: Device) -> bool:
-    return device.driver is not None and device.driver.value in PASSTHROUGH
-
-
-def _named(facts: Facts) -> Iterator[tuple[str, Device, Gpu | None]]:
-    """Every GPU that is present, with words for it."""
-    for card in cards(facts):
-        yield _where(card), card.device, card.gpu
-    for device in strangers(facts):
-        yield f"GPU {device.pci_id} at {device.address}", device, None
 
 
 def release(text: str) -> tuple[int, int] | None:
@@ -113,10 +66,6 @@ def _last_branch(gpu: Gpu) -> Branch | None:
     return drivers[-1].branch if drivers else None
 
 
-def _where(card: Card) -> str:
-    return f"{card.gpu.product} ({card.gpu.capability}) at {card.device.address}"
-
-
 # ------------------------------------------------------------------------- driver and kernel
 
 
@@ -131,7 +80,7 @@ def _dropped(facts: Facts, kepler: bool) -> Seen:
             continue
         if version_tuple(version.value)[0] > int(last.branch):
             yield Evidence(
-                f"{_where(card)}; driver {version.value}, last branch {last.branch}",
+                f"{where(card)}; driver {version.value}, last branch {last.branch}",
                 version.source,
                 card.gpu,
             )
@@ -156,7 +105,7 @@ def open_module(facts: Facts) -> Seen:
         return
     for card in cards(facts):
         if not card.gpu.facts.open_kernel_module:
-            text = f"{_where(card)}; the open kernel module is loaded"
+            text = f"{where(card)}; the open kernel module is loaded"
             yield Evidence(text, flavour.source, card.gpu)
 
 
@@ -209,7 +158,7 @@ def kernel_too_new(facts: Facts) -> Seen:
             continue  # nixpkgs patches branches that NVIDIA mends no more: see drivers.toml
         if last and not _compiles(last, last.latest, running):
             yield Evidence(
-                f"{_where(card)} needs driver {last.latest}, which does not compile on Linux "
+                f"{where(card)} needs driver {last.latest}, which does not compile on Linux "
                 f"{last.kernel_below} and newer; this is {facts.kernel.release.value}",
                 facts.kernel.release.source,
                 card.gpu,
@@ -233,6 +182,10 @@ def releases_differ(facts: Facts) -> Seen:
         yield Evidence(f"kernel module {version.value}", version.source)
         for item in found:
             yield Evidence(f"libcuda {item.version}", item.path)
+        nixos = facts.nixos
+        if nixos and nixos.booted and nixos.current and nixos.booted.value != nixos.current.value:
+            text = f"rebuilt and not restarted: {nixos.current.value} comes with the next start"
+            yield Evidence(text, nixos.current.source)
 
 
 def foreign_driver(facts: Facts) -> Seen:
@@ -240,7 +193,7 @@ def foreign_driver(facts: Facts) -> Seen:
     for card in cards(facts):
         driver = card.device.driver
         if driver is not None and driver.value in FOREIGN:
-            yield Evidence(f"{_where(card)}: driver {driver.value}", driver.source, card.gpu)
+            yield Evidence(f"{where(card)}: driver {driver.value}", driver.source, card.gpu)
 
 
 def too_old_for_stack(facts: Facts) -> Seen:
@@ -276,7 +229,7 @@ def compat_in_the_way(facts: Facts) -> Seen:
             if card.gpu.data_center is False:
                 yield Evidence(
                     f"libcuda {first.value.version} ({first.value.path}) comes before that of "
-                    f"driver {facts.driver.version.value}; {_where(card)} does not allow it",
+                    f"driver {facts.driver.version.value}; {where(card)} does not allow it",
                     first.source,
                     card.gpu,
                 )
@@ -305,7 +258,7 @@ def no_module(facts: Facts) -> Seen:
         return
     known = cards(facts)
     for card in known if any(card.gpu.legacy for card in known) else ():
-        text = f"{_where(card)}; no module nvidia is loaded"
+        text = f"{where(card)}; no module nvidia is loaded"
         yield Evidence(text, facts.driver.modules.source, card.gpu if card.gpu.legacy else None)
 
 
@@ -358,14 +311,14 @@ def no_common_driver(facts: Facts) -> Seen:
 
 def memory_without_place(facts: Facts) -> Seen:
     """H1: BAR0 or BAR1 of a card has no address."""
-    for where, device, gpu in _named(facts):
+    for name, device, gpu in named(facts):
         regions = device.regions
         if regions is None:
             continue
         for region in regions.value[:2]:
             if not region.placed:
                 yield Evidence(
-                    f"{where}: BAR{region.number} is {region.start:#x} to {region.end:#x}",
+                    f"{name}: BAR{region.number} is {region.start:#x} to {region.end:#x}",
                     regions.source,
                     gpu,
                 )
@@ -376,7 +329,7 @@ def several_dies(facts: Facts) -> Seen:
     for card in cards(facts):
         if card.gpu.dies > 1:
             yield Evidence(
-                f"{_where(card)}: one of {card.gpu.dies} dies, {card.gpu.memory_mib} MiB each",
+                f"{where(card)}: one of {card.gpu.dies} dies, {card.gpu.memory_mib} MiB each",
                 f"/sys/bus/pci/devices/{card.device.address}/device",
                 card.gpu,
             )
@@ -387,14 +340,14 @@ def narrow_link(facts: Facts) -> Seen:
 
     A card with several dies has a switch of its own, and that is what stands in the slot.
     """
-    for where, device, gpu in _named(facts):
+    for name, device, gpu in named(facts):
         link = device.switch if gpu is not None and gpu.dies > 1 else device.link
         if link is None:
             continue
         width = link.value
         most = min(width.width_max, width.slot_width_max or width.width)
         if width.width < most:
-            yield Evidence(f"{where}: {width.width} lanes, {most} possible", link.source, gpu)
+            yield Evidence(f"{name}: {width.width} lanes, {most} possible", link.source, gpu)
 
 
 FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
@@ -416,6 +369,7 @@ FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "H1": memory_without_place,
     "H7": several_dies,
     "H8": narrow_link,
+    **software.FACT_RULES,
 }
 
 # -------------------------------------------------------------------- what a log's lines name
@@ -467,7 +421,7 @@ def contradicted(facts: Facts, hit: Hit) -> bool:
     was loaded anew, or about a card that is kept for a virtual machine or not in the catalog."""
     rule_id = hit.rule.id
     if rule_id == "S3":
-        away = [device.address for device in facts.pci or () if _kept_away(device)]
+        away = [device.address for device in facts.pci or () if kept_away(device)]
         return all(any(address in line.text for address in away) for line in hit.lines)
     if rule_id not in ("D1", "D2", "D3", "S1"):
         return False
@@ -529,6 +483,16 @@ def _plugs_of(facts: Facts) -> dict[str, PowerPlug | None]:
     return found
 
 
+def _targets(capabilities: Iterable[Capability]) -> dict[str, str]:
+    """What is compiled for all cards of a machine: as Nix and as CMake write it."""
+    found = sorted(capabilities)
+    return {
+        "capabilities": " ".join(f'"{item}"' for item in found),
+        "numbers": " ".join(f'"{item.number}"' for item in found),
+        "cmake": ";".join(str(item.number) for item in found),
+    }
+
+
 @cache
 def windows(gpu: Gpu) -> dict[str, str]:
     """What the names in braces of ``doctor.toml`` stand for, for one card."""
@@ -551,6 +515,7 @@ def windows(gpu: Gpu) -> dict[str, str]:
         "open": "true" if gpu.facts.open_kernel_module else "false",
         "flavour": "open" if gpu.facts.open_kernel_module else "proprietary",
         "plugs": plugs({}),
+        **_targets([gpu.capability]),
     }
 
 
@@ -597,6 +562,9 @@ def finding(
         bool(chosen and chosen.facts.architecture == "Kepler"),
     )
     about_machine = {"plugs": plugs(_plugs_of(facts))}
+    if known and chosen is not None:
+        all_known = facts.named or tuple(card.gpu for card in cards(facts)) or known
+        about_machine |= _targets({gpu.capability for gpu in all_known})
     spoken = tuple(fill(text, about_machine) for text in (rule.cause, *fix))
     filled = tuple(fill(text, names) for text in spoken)
     of_line = tuple(
@@ -621,7 +589,10 @@ def judge(facts: Facts) -> list[Finding]:
         evidence = tuple(dict.fromkeys(look(facts)))
         if evidence:
             rule = find_rule(rule_id)
-            found.append(finding(facts, rule, evidence, severity=rule.severity_machine))
+            said: dict[str, set[str]] = {}
+            for key, value in (pair for item in evidence for pair in item.said):
+                said.setdefault(key, set()).add(value)
+            found.append(finding(facts, rule, evidence, 0, said, rule.severity_machine))
     return found
 
 

@@ -10,9 +10,14 @@ INFO = "/proc/cpuinfo"
 
 def look(place: Place) -> CpuFacts | None:
     """Of the first processor; None where it lists no flags."""
+    found = flags(place)
+    return CpuFacts(Fact("avx" in found, INFO), Fact("avx2" in found, INFO)) if found else None
+
+
+def flags(place: Place) -> list[str]:
+    """What the first processor lists."""
     for line in (place.text(INFO) or "").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "flags":
-            flags = value.split()
-            return CpuFacts(Fact("avx" in flags, INFO), Fact("avx2" in flags, INFO))
-    return None
+            return value.split()
+    return []
