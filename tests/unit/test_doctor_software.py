@@ -236,17 +236,19 @@ CASES: dict[str, tuple[Case, str, list[Case]]] = {
     "P4": (
         changed(
             "p40",
-            change=lambda m: m.write("/root/.config/uv/uv.toml", '[pip]\ntorch-backend = "auto"\n'),
+            change=lambda m: m.write(
+                "/home/u/.config/uv/uv.toml", '[pip]\ntorch-backend = "auto"\n'
+            ),
         ),
         f'torch-backend = "auto"; {P40}',
         [
             changed(
                 "p40",
-                change=lambda m: m.write("/root/.config/uv/uv.toml", 'torch-backend = "cu126"\n'),
+                change=lambda m: m.write("/home/u/.config/uv/uv.toml", 'torch-backend = "cu126"\n'),
             ),
             changed(
                 "rtx3090",
-                change=lambda m: m.write("/root/.config/uv/uv.toml", 'torch-backend = "auto"\n'),
+                change=lambda m: m.write("/home/u/.config/uv/uv.toml", 'torch-backend = "auto"\n'),
             ),
         ],
     ),
@@ -573,21 +575,21 @@ def test_environments_are_found_once(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "p40")
     for site in (
         "/usr/lib/python3/dist-packages",
-        "/home/a/.venv/lib/python3.12/site-packages",
-        "/home/a/miniconda3/envs/x/lib/python3.10/site-packages",
-        "/home/a/.local/share/legacy-cuda/environments/p40/lib/python3.12/site-packages",
+        "/home/u/.venv/lib/python3.12/site-packages",
+        "/home/u/miniconda3/envs/x/lib/python3.10/site-packages",
+        "/home/u/.local/share/legacy-cuda/environments/p40/lib/python3.12/site-packages",
     ):
         environment(machine, {"torch": "2.7.1", "Triton": "3.3.1"}, site=site)
     environment(machine, {"requests": "2.0", "nvidia-cublas-cu12": "12.6.4.1"}, site=SITE)
     service("/srv/ai/bin/vllm serve x")(machine)
     environment(machine, {"vllm": "0.14.0"}, site="/srv/ai/lib/python3.12/site-packages")
-    machine.link("/opt/same", "/home/a/.venv")
-    found = python.look(Place(tmp_path), {"VIRTUAL_ENV": "/home/a/.venv"}).environments
+    machine.link("/opt/same", "/home/u/.venv")
+    found = python.look(Place(tmp_path), {"VIRTUAL_ENV": "/home/u/.venv"}).environments
     assert [item.site.partition("/lib/")[0] for item in found] == [
-        "/home/a/.venv",
+        "/home/u/.venv",
         "/srv/ai",
-        "/home/a/.local/share/legacy-cuda/environments/p40",
-        "/home/a/miniconda3/envs/x",
+        "/home/u/.local/share/legacy-cuda/environments/p40",
+        "/home/u/miniconda3/envs/x",
         "/usr",
     ]
     assert found[0].version("triton") == "3.3.1" and found[0].torch_cuda == (12, 8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-
 TOOLKIT_VARIABLES = ("CUDA_HOME", "CUDA_PATH")
 TOOLKITS = ("/usr/local/cuda", "/opt/cuda", "/usr")
 """Where installed CUDA toolkits are: NVIDIA's installer, Arch's package, Debian's."""
