@@ -35,8 +35,11 @@ def add(subparsers: Any) -> None:
         "  legacy-cuda doctor --log ollama.log --gpu p40\n"
         "  journalctl -u ollama | legacy-cuda doctor --log -\n"
         "  legacy-cuda doctor explain D2\n"
-        "  legacy-cuda doctor explain           (every rule)\n\n"
-        "exit codes: 0 no error found, 1 an error found, 2 bad input, 3 the log cannot be read",
+        "  legacy-cuda doctor explain           (every rule)\n"
+        "  legacy-cuda doctor --bundle doctor.tar.gz\n"
+        "  legacy-cuda doctor --watch 10\n\n"
+        "exit codes: 0 no error found, 1 an error found, 2 bad input, 3 a file cannot be read or "
+        "written",
         formatter_class=output.HelpFormatter,
     )
     parser.add_argument(
@@ -52,8 +55,32 @@ def add(subparsers: Any) -> None:
         metavar="GPU",
         help="the card that the log is about, for its fixes (default: this machine's)",
     )
+    parser.add_argument(
+        "--bundle",
+        metavar="FILE",
+        help="write page and JSON without names, addresses and keys into a .tar.gz as well",
+    )
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        const=30.0,
+        type=_seconds,
+        metavar="SECONDS",
+        help="look again and again, and print what changed (default: every 30 seconds)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    """A time to wait: at least a second, at most a day."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and 86400 seconds")
+    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,10 +108,87 @@ def run(arguments: argparse.Namespace) -> int:
         facts = examine(root, probes={name: PROBES[name] for name in ("pci", "system")})
         facts = dataclasses.replace(facts, named=named)
         diagnosis = diagnose_log(facts, scan, _name(arguments.log))
+    if arguments.watch is not None:
+        return _watch(arguments, facts, diagnosis)
+    if arguments.bundle is not None:
+        _bundle(Path(arguments.bundle), root, facts, diagnosis, scan)
     if arguments.json:
         output.document("doctor", document(facts, diagnosis, scan))
     else:
         _show(facts, diagnosis, scan)
+        if arguments.bundle is not None:
+            print(f"written: {arguments.bundle}; read it before you pass it on")
+    return 1 if diagnosis.verdict == "errors" else 0
+
+
+def _bundle(path: Path, root: Path, facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> None:
+    """Write the page and the document, redacted.
+
+    Raises:
+        SurroundingsError: the file cannot be written.
+    """
+    import contextlib
+    import io
+    import json
+    import os
+    from dataclasses import replace
+
+    from legacy_cuda.doctor import bundle, redact
+    from legacy_cuda.doctor.place import Place
+
+    place = Place(root)
+    known = bundle.known(place, os.environ if place.live else {})
+    clean = redact.diagnosis(diagnosis, known)
+    if facts.system is not None:
+        name = redact.redacted(facts.system.name, known)
+        facts = replace(facts, system=replace(facts.system, name=name))
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page):
+        _show(facts, clean, scan)
+    content = document(facts, clean, scan)
+    for key in ("facts", "system"):
+        content[key] = redact.document(content[key], known)
+    content = {"schema": "legacy-cuda/doctor/1", **content}
+    files = {"doctor.txt": page.getvalue(), "doctor.json": json.dumps(content, indent=2) + "\n"}
+    try:
+        bundle.write(path, bundle.packed(files))
+    except OSError as error:
+        raise SurroundingsError(
+            f"{path} cannot be written", str(error), "name a file in a folder of yours"
+        ) from error
+
+
+def _watch(arguments: argparse.Namespace, facts: Facts, diagnosis: Diagnosis) -> int:
+    """Show the machine, then look again until interrupted; each time only what changed.
+
+    Raises:
+        UserError: it goes with no option that makes one document or file.
+    """
+    import time
+    from dataclasses import replace
+
+    from legacy_cuda.doctor.diagnosis import changes, diagnose
+    from legacy_cuda.doctor.examine import examine
+
+    if arguments.json or arguments.bundle or arguments.log:
+        raise UserError(
+            "--watch goes with neither --json nor --bundle nor --log",
+            next_step="leave one of them out",
+        )
+    _show(facts, diagnosis, None)
+    try:
+        while True:
+            sys.stdout.flush()
+            time.sleep(arguments.watch)
+            now = diagnose(replace(examine(Path(arguments.root).resolve()), named=facts.named))
+            lines = changes(diagnosis, now)
+            if lines:
+                print(f"\n{time.strftime('%H:%M:%S')}")
+            for line in lines:
+                print(f"  {_line(line)}")
+            diagnosis = now
+    except KeyboardInterrupt:
+        print()
     return 1 if diagnosis.verdict == "errors" else 0
 
 

@@ -118,6 +118,33 @@ def _root(rule_id: str, merged: dict[str, Finding]) -> str:
     return rule_id if above is None else _root(above, merged)
 
 
+def changes(before: Diagnosis, after: Diagnosis) -> tuple[str, ...]:
+    """What is new, gone or otherwise between two looks at a machine, a line each."""
+    old, new = ({item.rule.id: item for item in one.findings} for one in (before, after))
+    lines = []
+    for rule_id, item in new.items():
+        texts = [seen.text for seen in item.evidence]
+        known = [seen.text for seen in old[rule_id].evidence] if rule_id in old else []
+        if rule_id not in old:
+            lines.append(f"new: {item.severity} {rule_id}: {item.rule.title}: {texts[0]}")
+        elif texts != known:
+            shown = next((text for text in texts if text not in known), texts[0])
+            lines.append(f"changed: {item.severity} {rule_id}: {item.rule.title}: {shown}")
+    lines += [
+        f"gone: {item.severity} {rule_id}: {item.rule.title}"
+        for rule_id, item in old.items()
+        if rule_id not in new
+    ]
+    for word, one, other in (("now fine", after, before), ("no longer fine", before, after)):
+        lines += [f"{word}: {text}" for text in one.fine if text not in other.fine]
+    lines += [
+        f"not seen: {item.probe}: {item.what}"
+        for item in after.failures
+        if item not in before.failures
+    ]
+    return tuple(lines)
+
+
 def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
     """What was looked at and is as it should be."""
     bad = {item.rule.id for item in found}
