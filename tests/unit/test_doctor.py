@@ -319,6 +319,32 @@ def test_lines_of_a_rule(rule: data.Rule) -> None:
         assert all(line.strip() in map(str.strip, SAMPLES[one]["fires"]) for one in ids(line)), line
 
 
+THREADS = tomllib.loads((Path(__file__).parent / "doctor_threads.toml").read_text(encoding="utf-8"))
+
+
+def test_there_are_enough_threads() -> None:
+    threads = [item["thread"] for item in THREADS["log"]]
+    assert len(threads) >= 100 and len(THREADS["healthy"]) >= 20
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", thread) for thread in threads)
+    assert sum(item.get("made_up", False) for item in THREADS["log"]) < 5
+    rules = {item["cause"] for item in THREADS["log"]}
+    assert len(rules) >= 30 and rules <= set(RULES)
+
+
+@pytest.mark.parametrize(
+    "item", THREADS["log"], ids=lambda item: f"{item['thread']}-{item['cause']}"
+)
+def test_the_cause_of_a_posted_log(item: dict[str, Any]) -> None:
+    diagnosis = diagnose_log(Facts(TODAY), scanned(item["text"]), "log")
+    assert [cause.finding.rule.id for cause in diagnosis.causes] == [item["cause"]]
+    assert {one.rule.id for one in diagnosis.causes[0].follows} == set(item.get("then", []))
+
+
+@pytest.mark.parametrize("item", THREADS["healthy"], ids=lambda item: item["what"][:40])
+def test_a_healthy_log(item: dict[str, str]) -> None:
+    assert ids(item["text"]) == []
+
+
 def test_numbers_of_lines_and_counts() -> None:
     scan = scanned("a\n" * 10 + "RmInitAdapter failed!\n" * 20 + "b")
     (hit,) = scan.hits
