@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]  # for `targets` and `builders`
 
-NAMES = ("elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist")
+NAMES = ("elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist", "doctor-log", "doctor-machine")
 TIMEOUT = 5  # seconds an input may take
 MEMORY = 1024  # MiB
 
@@ -29,6 +29,7 @@ def child(name: str, arguments: list[str]) -> None:
 
     rooms = ["legacy_cuda.devicecode", "legacy_cuda.capability", "legacy_cuda.triton_backend"]
     rooms += ["legacy_cuda.toolchain.deb", "legacy_cuda.build.source", "tarfile"]
+    rooms += ["legacy_cuda.doctor", "legacy_cuda.catalog.doctor"]
     with atheris.instrument_imports(include=rooms):
         import targets
 

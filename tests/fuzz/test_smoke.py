@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+NAMES = ("elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist", "doctor-log", "doctor-machine")
 
 
-@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist"])
+@pytest.mark.parametrize("name", NAMES)
 def test_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(HERE.parent / "unit")
     monkeypatch.syspath_prepend(HERE)
@@ -32,7 +33,7 @@ def test_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed (extra `dev`)"
 )
-@pytest.mark.parametrize("name", ["elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist"])
+@pytest.mark.parametrize("name", NAMES)
 def test_fuzz(name: str, tmp_path: Path) -> None:
     seconds = os.environ.get("LEGACY_CUDA_FUZZ_SECONDS", "5")
     command = [sys.executable, str(HERE), name, "--seconds", seconds]
