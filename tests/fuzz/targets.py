@@ -392,7 +392,8 @@ def fuzz_machine(data: bytes) -> None:
 def _machines() -> list[bytes]:
     texts = {
         0: b"[Service]\nExecStart=/opt/ai/bin/vllm serve x --dtype bfloat16\n"
-        b"EnvironmentFile=/etc/ai.env\nEnvironment='CUDA_VISIBLE_DEVICES=-1' \\\n A=b\nPrivateDevices=yes\n",
+        b"EnvironmentFile=/etc/ai.env\nEnvironment='CUDA_VISIBLE_DEVICES=-1' \\\n A=b\n"
+        b"PrivateDevices=yes\n",
         2: b"OLLAMA_HOST='127.0.0.1'\n#x\n",
         3: b'{"runtimes": {"nvidia": {"path": "x"}}}',
         4: b"kind: nvidia.com/gpu\n- hostPath: /lib/libcuda.so.570.1\n",
