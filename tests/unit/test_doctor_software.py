@@ -240,8 +240,19 @@ CASES: dict[str, tuple[Case, str, list[Case]]] = {
                 "/home/u/.config/uv/uv.toml", '[pip]\ntorch-backend = "auto"\n'
             ),
         ),
-        f'torch-backend = "auto"; {P40}',
+        f'torch-backend = "auto", driver {GOOD}; {P40}',
         [
+            # CUDA 12.2: the wheels that uv takes then have code for Pascal
+            changed(
+                "p40",
+                version="535.288.01",
+                change=lambda m: m.write("/home/u/.config/uv/uv.toml", 'torch-backend = "auto"\n'),
+            ),
+            changed(
+                "p40",
+                version=None,
+                change=lambda m: m.write("/home/u/.config/uv/uv.toml", 'torch-backend = "auto"\n'),
+            ),
             changed(
                 "p40",
                 change=lambda m: m.write("/home/u/.config/uv/uv.toml", 'torch-backend = "cu126"\n'),
@@ -543,7 +554,7 @@ def test_rebuilt_and_not_restarted(tmp_path: Path) -> None:
 def test_evidence_saves_reading_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (known,) = evidence.of_release("torch", "2.8.0+cu128")
+    (known,) = list(evidence.of_release("torch", "2.8.0+cu128"))
     size = next(item.size for item in known.libraries if item.path == TORCH)
     machine = Machine(tmp_path, "p40")
     environment(machine, {"torch": "2.8.0+cu128"}, {TORCH: b""})

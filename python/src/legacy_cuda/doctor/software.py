@@ -24,6 +24,9 @@ _INDUCTOR = Capability(7, 0)
 """The oldest capability that PyTorch's compiler takes (torch/_inductor/scheduler.py)."""
 _BARE = re.compile(r"\bcospi ?\( ?double x ?\)$")
 """A declaration without a word on exceptions behind it."""
+_WHEELS_WITHOUT = {"Kepler": (0, 0), "Maxwell": (12, 8), "Pascal": (12, 8), "Volta": (13, 0)}
+"""The first CUDA for which PyTorch's wheels have no code for an architecture (torch/cuda: "removed
+for CUDA 12.8+ builds"; pytorch/pytorch #190385); Kepler's were the last for all."""
 _CUDNN = re.compile(r"nvidia-cudnn-cu\d\d")
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6})*")
 
@@ -100,12 +103,21 @@ def _cudnn(capability: Capability) -> tuple[str | None, str | None]:
 
 
 def uv_chooses(facts: Facts) -> Seen:
-    """P4: uv takes the newest PyTorch that the driver runs, whatever the card is."""
+    """P4: uv takes PyTorch's wheels for the newest CUDA that the driver runs, whatever the card is,
+    and for this driver these have no code for it."""
     if facts.python is None or facts.python.uv_chooses is None:
         return
-    setting = facts.python.uv_chooses
-    for card in _kinds(facts):
-        yield Evidence(f"{setting.value}; {where(card)}", setting.source, card.gpu)
+    if facts.driver is None or facts.driver.version is None:
+        return
+    setting, version = facts.python.uv_chooses, facts.driver.version.value
+    major = version.partition(".")[0]
+    newest = next((item.cuda for item in catalog.branches() if item.branch == major), None)
+    for card in _kinds(facts) if newest else ():
+        without = _WHEELS_WITHOUT.get(card.gpu.facts.architecture)
+        if newest and without and newest >= without:
+            yield Evidence(
+                f"{setting.value}, driver {version}; {where(card)}", setting.source, card.gpu
+            )
 
 
 def compile_refused(facts: Facts) -> Seen:
