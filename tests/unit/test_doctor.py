@@ -28,7 +28,7 @@ from machines import GOOD, TODAY, Case, Machine, changed, healthy
 from legacy_cuda import catalog
 from legacy_cuda.catalog import doctor as data
 from legacy_cuda.cli import main
-from legacy_cuda.doctor import kernel_log, logs, software
+from legacy_cuda.doctor import logs, software, system_log
 from legacy_cuda.doctor.cards import Evidence
 from legacy_cuda.doctor.diagnosis import Diagnosis, diagnose, diagnose_log, group
 from legacy_cuda.doctor.examine import examine
@@ -641,12 +641,12 @@ def test_only_dmesg_and_journalctl_are_started(monkeypatch: pytest.MonkeyPatch) 
 
     def run(command: list[str], **options: Any) -> Any:
         started.append(command[0])
-        assert options["timeout"] <= kernel_log.SECONDS
+        assert options["timeout"] <= system_log.SECONDS
         raise subprocess.TimeoutExpired(command, 1)
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(os, "access", lambda *_: True)
-    assert kernel_log.read() is None
+    assert system_log.read() is None
     assert started == ["/usr/bin/dmesg", "/usr/bin/journalctl"]
 
 
@@ -1157,7 +1157,7 @@ def test_sources_of_a_numbered_package(tmp_path: Path) -> None:
 
 
 def test_a_kernel_log_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_log, "read", lambda: None)
+    monkeypatch.setattr(system_log, "read", lambda: None)
     monkeypatch.setattr(kernel, "FILES", (str(tmp_path / "none"),))
     place = Place()
     assert kernel.look(place).log is None
@@ -1172,7 +1172,7 @@ def test_the_end_of_a_long_kernel_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: Done)
     monkeypatch.setattr(os, "access", lambda *_: True)
-    said = kernel_log.read()
+    said = system_log.read()
     assert said is not None and len(said.text) <= 8 << 20 and said.text.endswith("end")
 
 

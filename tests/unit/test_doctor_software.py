@@ -21,11 +21,12 @@ from machines import GOOD, Case, Machine, changed, healthy
 
 from legacy_cuda import catalog, evidence
 from legacy_cuda.catalog.doctor import find_rule
-from legacy_cuda.doctor import software, units
+from legacy_cuda.doctor import software, system_log, units
 from legacy_cuda.doctor.cards import cards
 from legacy_cuda.doctor.diagnosis import diagnose
+from legacy_cuda.doctor.facts import Fact, Service
 from legacy_cuda.doctor.place import Place
-from legacy_cuda.doctor.probes import build, code, python
+from legacy_cuda.doctor.probes import build, code, engines, journals, python
 from legacy_cuda.doctor.rules import finding
 
 SITE = "/opt/ai/lib/python3.11/site-packages"
@@ -664,6 +665,69 @@ def test_a_service_of_nixos_and_its_secrets(tmp_path: Path) -> None:
     said = repr(service)
     assert not any(secret in said for secret in ("abc-", "'abc", "def'", "ghi", "jkl", "mno"))
     assert service.command.value[0] == "/nix/store/def-ollama/bin/ollama"
+
+
+# ------------------------------------------------------------------------------ journals
+
+SKIPPED = (
+    'ollama[9]: level=INFO msg="skipping CUDA device" '
+    'reason="compute capability not in compiled architectures"'
+)
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, text: str | None) -> list[str]:
+    """Let the running system have one service, whose journal says this; which are asked for."""
+    units_asked: list[str] = []
+
+    def of_unit(unit: str) -> system_log.Said | None:
+        units_asked.append(unit)
+        return system_log.Said(text, f"journalctl --unit {unit}") if text is not None else None
+
+    service = Service("ai.service", "ollama", Fact(("ollama",), "/x"), (), None, None)
+    monkeypatch.setattr(engines, "services", lambda place: iter([service]))
+    monkeypatch.setattr(system_log, "of_unit", of_unit)
+    return units_asked
+
+
+def test_what_a_service_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = "host systemd[1]: Started ai.service - AI.\n"
+    units_asked = asked(monkeypatch, f"{started}ollama[9]: listening\n{SKIPPED}\n")
+    (found,) = journals.look(Place())
+    assert found.lines == (SKIPPED,) and units_asked == ["ai.service"]
+    facts = replace(Machine(tmp_path, "p40").facts(), journals=(found,))
+    (cause,) = diagnose(facts).causes
+    assert cause.finding.rule.id == "E7" and "P40" not in cause.finding.evidence[0].text
+    assert cause.finding.evidence[0].source == "journalctl --unit ai.service"
+    assert journals.look(Place(tmp_path)) == ()  # a recorded tree asks no program
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "ollama[9]: listening\n",
+        # before it was started anew
+        f"{SKIPPED}\nhost systemd[1]: Started ai.service.\nollama[9]: listening\n",
+        f"host systemd[1]: Starting ai...\n{SKIPPED}\nhost systemd[1]: Starting ai...\n",
+    ],
+)
+def test_a_service_that_says_nothing_now(text: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked(monkeypatch, text)
+    assert journals.look(Place()) == ()
+
+
+def test_a_journal_that_hangs_or_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        assert options["timeout"] <= system_log.SECONDS and options["env"]["LC_ALL"] == "C"
+        raise subprocess.TimeoutExpired(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    assert system_log.of_unit("ai.service") is None
+    assert commands[0][0] == "/usr/bin/journalctl" and commands[0][-2:] == ["--unit", "ai.service"]
 
 
 # ------------------------------------------------------------------------------- units

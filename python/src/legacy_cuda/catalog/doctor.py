@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -103,6 +103,17 @@ def rules() -> tuple[Rule, ...]:
         )
         for row in rows
     )
+
+
+@cache
+def rules_of(*places: SeenIn) -> tuple[Rule, ...]:
+    """The rules with a text that is printed in one of these places, with no others of theirs."""
+    found = []
+    for rule in rules():
+        patterns = tuple(item for item in rule.patterns if item.seen_in in places)
+        if patterns:
+            found.append(replace(rule, patterns=patterns))
+    return tuple(found)
 
 
 def find_rule(text: str) -> Rule:

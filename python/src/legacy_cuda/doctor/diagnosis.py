@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from legacy_cuda.catalog.doctor import Rule, rules
+from legacy_cuda.catalog.doctor import Rule, rules_of
 from legacy_cuda.doctor import logs
 from legacy_cuda.doctor.cards import cards, present, strangers
 from legacy_cuda.doctor.facts import Facts, Failure
@@ -47,34 +47,31 @@ class Diagnosis:
 
 
 def diagnose(facts: Facts) -> Diagnosis:
-    """A machine's findings, from its facts and from what its kernel's log says."""
+    """A machine's findings, from its facts and from what its logs say."""
     found = judge(facts)
     if facts.kernel is not None and facts.kernel.log is not None:
         log = facts.kernel.log
-        said = logs.scan(
-            ("".join(f"{line}\n" for line in log.value),),
-            list(_of_kernels()),
-        )
-        hits = [hit for hit in said.hits if not contradicted(facts, hit)]
         found += [
-            replace(
-                item,
-                evidence=tuple(replace(seen, source=log.source) for seen in item.evidence),
-                severity="warning" if settled(facts, item.rule) else item.severity,
-            )
-            for item in judge_log(facts, hits, log.source)
+            replace(item, severity="warning") if settled(facts, item.rule) else item
+            for item in _of_lines(facts, log.value, log.source, rules_of("kernel"))
         ]
+    for journal in facts.journals or ():
+        found += _of_lines(facts, journal.lines, journal.source, rules_of("program"))
     return Diagnosis(
         group(found), tuple(_fine(facts, found)), facts.failures, tuple(_not_judged(facts))
     )
 
 
-def _of_kernels() -> Iterator[Rule]:
-    """The rules with a text that kernels print, with no others of their texts."""
-    for rule in rules():
-        patterns = tuple(item for item in rule.patterns if item.seen_in == "kernel")
-        if patterns:
-            yield replace(rule, patterns=patterns)
+def _of_lines(
+    facts: Facts, lines: Iterable[str], source: str, wanted: Sequence[Rule]
+) -> list[Finding]:
+    """What lines of this machine's own logs show, if the machine does not speak against it."""
+    said = logs.scan(("".join(f"{line}\n" for line in lines),), wanted)
+    hits = [hit for hit in said.hits if not contradicted(facts, hit)]
+    return [
+        replace(item, evidence=tuple(replace(seen, source=source) for seen in item.evidence))
+        for item in judge_log(facts, hits, source)
+    ]
 
 
 def diagnose_log(facts: Facts, scan: logs.Scan, source: str) -> Diagnosis:

@@ -230,6 +230,16 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Journal:
+    """Lines with known texts that a service wrote since it was last started; the command that
+    showed them."""
+
+    unit: str
+    lines: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerFacts:
     """Programs that start containers; lists of NVIDIA's devices for them (CDI) with the release of
     libcuda that each names; what names NVIDIA's runtime to Docker; the toolkit's programs."""
@@ -299,6 +309,7 @@ class Facts:
     code: tuple[DeviceCode, ...] | None = None
     build: BuildFacts | None = None
     engines: EngineFacts | None = None
+    journals: tuple[Journal, ...] | None = None
     containers: ContainerFacts | None = None
     virtual: VirtualFacts | None = None
     nixos: NixosFacts | None = None

@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 
-from legacy_cuda.doctor import kernel_log
+from legacy_cuda.doctor import system_log
 from legacy_cuda.doctor.facts import Fact, KernelFacts
 from legacy_cuda.doctor.place import Place
 
@@ -31,7 +31,7 @@ def look(place: Place) -> KernelFacts:
 
 def _log(place: Place, release: str) -> Fact[tuple[str, ...]] | None:
     if place.live:
-        said = kernel_log.read()
+        said = system_log.read()
         if said is not None:
             return Fact(about_gpus(said.text.splitlines()), said.command)
     for path in FILES:
