@@ -526,7 +526,9 @@ def test_nixpkgs_is_told_of_every_card(
 
 
 def test_every_card_is_compiled_for(tmp_path: Path) -> None:
-    facts = Machine(tmp_path, "p40", "v100", system="nixos").facts()
+    facts = Machine(tmp_path, "p40", "v100", "p40", system="nixos").facts()
+    assert "$ legacy-cuda up p40 v100" in finding(facts, find_rule("P2"), ()).fix
+    assert "$ legacy-cuda up p40" in finding(replace(facts, pci=None), find_rule("P2"), ()).fix
     assert '-DCMAKE_CUDA_ARCHITECTURES="61;70"' in "".join(finding(facts, find_rule("T7"), ()).fix)
     assert 'cudaArches = [ "61" "70" ]' in "".join(finding(facts, find_rule("E7"), ()).fix)
 
@@ -573,6 +575,15 @@ def test_another_size_is_read(tmp_path: Path) -> None:
     (found,) = code.look(Place(tmp_path))
     assert found.source == f"{SITE}/{TORCH}"
     assert "P2" not in machine.found()
+
+
+def test_what_takes_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path, "p40")
+    environment(machine, {"torch": "2.9.9"}, {TORCH: library(75)})
+    monkeypatch.setattr(code, "SECONDS", -1.0)
+    facts = machine.facts()
+    assert facts.code == () and "P2" not in {item.rule.id for item in diagnose(facts).findings}
+    assert [item.what for item in facts.failures if "legacy-cuda audit" in item.what]
 
 
 def test_a_broken_library_is_told(tmp_path: Path) -> None:

@@ -16,8 +16,13 @@ from legacy_cuda.doctor.place import Place
 
 FOLDER = "legacy-cuda-doctor"
 _HOSTS = ("/proc/sys/kernel/hostname", "/etc/hostname")
-_NOT_TOLD = frozenset({"", "localhost", "(none)", "nixos", "debian", "ubuntu", "root"})
-"""Names that many machines have: taking them out would hurt the text, and says nothing."""
+_NOT_TOLD = frozenset(
+    {
+        *("", "localhost", "(none)", "root", "user", "admin", "pi", "ec2-user", "nvidia"),
+        *("nixos", "debian", "ubuntu", "fedora", "arch"),
+    }
+)
+"""Names that many machines and accounts have: taking them out hurts the text and hides nothing."""
 
 
 def known(place: Place, variables: Mapping[str, str]) -> redact.Known:
@@ -31,7 +36,12 @@ def known(place: Place, variables: Mapping[str, str]) -> redact.Known:
     users = set(redact.people(place.text("/etc/passwd", 1 << 20) or ""))
     users |= {variables.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")}
     users.add(variables.get("HOME", "").rstrip("/").rpartition("/")[2])
-    return redact.Known(tuple(sorted(hosts - _NOT_TOLD)), tuple(sorted(users - _NOT_TOLD)))
+    return redact.Known(
+        *(
+            tuple(sorted(name for name in names if name.lower() not in _NOT_TOLD))
+            for names in (hosts, users)
+        )
+    )
 
 
 def packed(files: Mapping[str, str]) -> bytes:

@@ -36,8 +36,8 @@ _VALUE = r"""("[^"\n]*"?|'[^'\n]*'?|\S+)"""
 _AFTER = tuple(
     re.compile(pattern + _VALUE, re.IGNORECASE)
     for pattern in (
-        rf"(--?[\w-]*{_SECRET}[\w-]*(?:\s+|=))",
-        rf"""([\w.-]*{_SECRET}[\w-]*["']?\s*[:=]\s*(?:(?:bearer|basic)\s+)?)""",
+        rf"(--?[\w-]{{0,60}}{_SECRET}[\w-]{{0,60}}(?:\s{{1,9}}|=))",
+        rf"""({_SECRET}[\w-]{{0,60}}["']?\s{{0,9}}[:=]\s{{0,9}}(?:(?:bearer|basic)\s{{1,9}})?)""",
         r"(\b(?:bearer|basic)\s+(?=\S{8}))",
     )
 )

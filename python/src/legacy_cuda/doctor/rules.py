@@ -483,10 +483,13 @@ def _plugs_of(facts: Facts) -> dict[str, PowerPlug | None]:
     return found
 
 
-def _targets(capabilities: Iterable[Capability]) -> dict[str, str]:
-    """What is compiled for all cards of a machine: as Nix and as CMake write it."""
-    found = sorted(capabilities)
+def _together(gpus: Iterable[Gpu]) -> dict[str, str]:
+    """What is said of all cards of a machine: their names as commands take them, and the targets
+    that are compiled for them, as Nix and as CMake list these."""
+    named = list(dict.fromkeys(gpus))
+    found = sorted({gpu.capability for gpu in named})
     return {
+        "cards": " ".join(gpu.name for gpu in named),
         "capabilities": " ".join(f'"{item}"' for item in found),
         "numbers": " ".join(f'"{item.number}"' for item in found),
         "cmake": ";".join(str(item.number) for item in found),
@@ -515,7 +518,7 @@ def windows(gpu: Gpu) -> dict[str, str]:
         "open": "true" if gpu.facts.open_kernel_module else "false",
         "flavour": "open" if gpu.facts.open_kernel_module else "proprietary",
         "plugs": plugs({}),
-        **_targets([gpu.capability]),
+        **_together([gpu]),
     }
 
 
@@ -564,7 +567,7 @@ def finding(
     about_machine = {"plugs": plugs(_plugs_of(facts))}
     if known and chosen is not None:
         all_known = facts.named or tuple(card.gpu for card in cards(facts)) or known
-        about_machine |= _targets({gpu.capability for gpu in all_known})
+        about_machine |= _together(all_known)
     spoken = tuple(fill(text, about_machine) for text in (rule.cause, *fix))
     filled = tuple(fill(text, names) for text in spoken)
     of_line = tuple(

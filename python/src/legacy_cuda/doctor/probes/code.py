@@ -3,6 +3,7 @@ the same release and size, else read from the libraries. Nothing is loaded."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from legacy_cuda.audit import Library
     from legacy_cuda.devicecode.scan import FileCode
 
+SECONDS = 0.8
+"""After this time no other library is begun: large ones that are not in memory take seconds."""
 LIBRARIES = {
     "torch": ("torch/lib", ("libtorch_cuda.so", "libtorch_cuda_cu.so")),
     "vllm": ("vllm", ("_C.abi3.so",)),
@@ -25,13 +28,21 @@ LIBRARIES = {
 
 
 def look(place: Place) -> tuple[DeviceCode, ...]:
-    """Of every environment; what cannot be read is a problem of the place."""
-    return tuple(
-        item
-        for environment in python.look(place).environments
-        for package in LIBRARIES
-        if (item := _of_package(place, environment, package)) is not None
-    )
+    """Of every environment; what cannot be read in time is a problem of the place."""
+    end = time.monotonic() + SECONDS
+    found = []
+    for environment in python.look(place).environments:
+        for package in LIBRARIES:
+            if environment.version(package) is None:
+                continue
+            if time.monotonic() > end:
+                place.problems.append(
+                    f"{package} in {environment.site} was not read for lack of time; "
+                    f"legacy-cuda audit {environment.site} --gpu GPU takes its time"
+                )
+            elif (item := _of_package(place, environment, package)) is not None:
+                found.append(item)
+    return tuple(found)
 
 
 def _of_package(place: Place, environment: Environment, package: str) -> DeviceCode | None:
