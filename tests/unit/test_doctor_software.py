@@ -21,10 +21,11 @@ from machines import GOOD, Case, Machine, changed, healthy
 
 from legacy_cuda import catalog, evidence
 from legacy_cuda.catalog.doctor import find_rule
+from legacy_cuda.cli import main
 from legacy_cuda.doctor import software, system_log, units
 from legacy_cuda.doctor.cards import cards
 from legacy_cuda.doctor.diagnosis import diagnose
-from legacy_cuda.doctor.facts import Fact, Service
+from legacy_cuda.doctor.facts import Fact, Facts, Service, VirtualFacts
 from legacy_cuda.doctor.place import Place
 from legacy_cuda.doctor.probes import build, code, engines, journals, python
 from legacy_cuda.doctor.rules import finding
@@ -575,6 +576,31 @@ def test_another_size_is_read(tmp_path: Path) -> None:
     (found,) = code.look(Place(tmp_path))
     assert found.source == f"{SITE}/{TORCH}"
     assert "P2" not in machine.found()
+    praise = f"torch 2.8.0 in {SITE}: has code for the cards"
+    assert praise in diagnose(machine.facts()).fine
+    environment(machine, {"torch": "2.8.0"}, {TORCH: library(75)})
+    assert praise not in diagnose(machine.facts()).fine
+    assert all("torch" not in text for text in diagnose(facts_of(tmp_path / "x", "h100")).fine)
+
+
+def facts_of(root: Path, gpu: str) -> Facts:
+    """A newer card, of which nothing is said."""
+    machine = Machine(root, gpu)
+    environment(machine, {"torch": "2.8.0"}, {TORCH: library(75)})
+    return machine.facts()
+
+
+def test_a_virtual_machine_is_called_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(tmp_path, "p40")
+    assert machine.facts().virtual == VirtualFacts(None, ())
+    machine.write("/proc/cpuinfo", "flags : sse2 avx avx2 hypervisor\n")
+    machine.write("/sys/class/dmi/id/product_name", "KVM\n")
+    facts = machine.facts()
+    assert facts.virtual is not None and facts.virtual.guest == Fact("KVM", "/proc/cpuinfo")
+    assert main(["doctor", "--root", str(tmp_path)]) == 0
+    assert "in a virtual machine" in capsys.readouterr().out
 
 
 def test_what_takes_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
@@ -45,7 +46,8 @@ class Pattern:
 class Rule:
     """One failure. ``fix`` has lines by system; ``any`` is always there.
 
-    ``severity_machine`` is the severity where only the machine shows it, if that is another.
+    ``severity_machine`` is the severity where only the machine shows it, if that is another;
+    ``limits`` are versions and capabilities that the machine is compared with.
     """
 
     id: str
@@ -62,6 +64,7 @@ class Rule:
     status: str
     source: str
     severity_machine: Severity | None = None
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     def fix_for(self, system: str, in_container: bool, kepler: bool = False) -> tuple[str, ...]:
         """What mends it on a system (``nixos``, ``debian``, ``ubuntu``, or any other name), for a
@@ -100,6 +103,7 @@ def rules() -> tuple[Rule, ...]:
             status=row["status"],
             source=row["source"],
             severity_machine=row.get("severity_machine"),
+            limits=row.get("limits", {}),
         )
         for row in rows
     )

@@ -289,6 +289,7 @@ def plain(value: Any) -> Any:
 def _show(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> None:
     if facts.system is not None and scan is None:
         where = ", in a container" if facts.system.container else ""
+        where += ", in a virtual machine" if facts.virtual and facts.virtual.guest else ""
         kernel = facts.kernel.release.value if facts.kernel and facts.kernel.release else "?"
         print(output.wrapped("", f"{_line(facts.system.name)}{where}, Linux {_line(kernel)}", 0))
     for number, cause in enumerate(diagnosis.causes):

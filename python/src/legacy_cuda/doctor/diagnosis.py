@@ -172,6 +172,10 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
         yield "PCIe lanes: " + ", ".join(f"{link.width} of {link.width_max}" for link in links)
     if known and "H1" not in bad and all(card.device.regions for card in known):
         yield "the cards' memory is mapped"
+    judged = {seen.source for item in found for seen in item.evidence}
+    for code in facts.code or () if any(card.gpu.legacy for card in known) else ():
+        if code.source not in judged:
+            yield f"{code.package} {code.version} in {code.site}: has code for the cards"
     if facts.cpu and facts.cpu.avx.value:
         yield "the CPU has AVX2" if facts.cpu.avx2.value else "the CPU has AVX"
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Gpu, version_tuple
+from legacy_cuda.catalog.doctor import find_rule
 from legacy_cuda.doctor import units
 from legacy_cuda.doctor.cards import PASSTHROUGH, Card, Evidence, Seen, cards, present, where
 from legacy_cuda.doctor.facts import Facts, InstalledToolkit, Service
@@ -20,13 +21,8 @@ _BRIDGES = ("0x0604", "0x0600")
 _FA_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 """KV cache types that llama.cpp's CUDA kernels take when it is compiled without further words
 (ggml-cuda/fattn.cu, ggml-org/llama.cpp #27109)."""
-_INDUCTOR = Capability(7, 0)
-"""The oldest capability that PyTorch's compiler takes (torch/_inductor/scheduler.py)."""
 _BARE = re.compile(r"\bcospi ?\( ?double x ?\)$")
 """A declaration without a word on exceptions behind it."""
-_WHEELS_WITHOUT = {"Kepler": (0, 0), "Maxwell": (12, 8), "Pascal": (12, 8), "Volta": (13, 0)}
-"""The first CUDA for which PyTorch's wheels have no code for an architecture (torch/cuda: "removed
-for CUDA 12.8+ builds"; pytorch/pytorch #190385); Kepler's were the last for all."""
 _CUDNN = re.compile(r"nvidia-cudnn-cu\d\d")
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6})*")
 
@@ -112,9 +108,10 @@ def uv_chooses(facts: Facts) -> Seen:
     setting, version = facts.python.uv_chooses, facts.driver.version.value
     major = version.partition(".")[0]
     newest = next((item.cuda for item in catalog.branches() if item.branch == major), None)
+    limits = find_rule("P4").limits
     for card in _kinds(facts) if newest else ():
-        without = _WHEELS_WITHOUT.get(card.gpu.facts.architecture)
-        if newest and without and newest >= without:
+        without = limits.get(card.gpu.facts.architecture)
+        if newest and without and newest >= version_tuple(without):
             yield Evidence(
                 f"{setting.value}, driver {version}; {where(card)}", setting.source, card.gpu
             )
@@ -122,12 +119,13 @@ def uv_chooses(facts: Facts) -> Seen:
 
 def compile_refused(facts: Facts) -> Seen:
     """P5: PyTorch as published, whose compiler refuses a card."""
+    oldest = Capability.parse(find_rule("P5").limits["capability"])
     for environment in facts.python.environments if facts.python else ():
         version = environment.version("torch")
         if version is None or "legacy" in version or not version.startswith("2."):
             continue
         for card in _kinds(facts):
-            if card.gpu.capability < _INDUCTOR:
+            if card.gpu.capability < oldest:
                 yield Evidence(
                     f"torch {version} as published; {where(card)}", environment.site, card.gpu
                 )
