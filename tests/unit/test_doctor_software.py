@@ -704,6 +704,34 @@ def test_a_service_of_nixos_and_its_secrets(tmp_path: Path) -> None:
     assert service.command.value[0] == "/nix/store/def-ollama/bin/ollama"
 
 
+@pytest.mark.parametrize(
+    ("command", "engine"),
+    [
+        ("/usr/local/bin/ollama serve", "ollama"),
+        ("/nix/store/x-ollama/bin/.ollama-wrapped serve", "ollama"),
+        ("/usr/bin/env A=b /opt/ai/bin/vllm serve x", "vllm"),
+        ("/opt/ai/bin/python3.11 -m vllm.entrypoints.openai.api_server", "vllm"),
+        ("/opt/ai/bin/python -m sglang.launch_server", "sglang"),
+        ("/usr/bin/python3 /opt/ai/bin/vllm serve x", "vllm"),
+        ("/usr/bin/numactl --cpunodebind=0 /opt/llama-server -m x", "llama-cpp"),
+        ("/usr/bin/python3 -m llama_cpp.server --model x", "llama-cpp"),
+        ("/usr/bin/systemctl restart ollama", None),
+        ("/usr/bin/docker run --name vllm --gpus all vllm/vllm-openai", None),
+        ("/usr/bin/rsync /srv/ollama /backup/ollama", None),
+        ("", None),
+    ],
+)
+def test_which_engine_a_command_starts(command: str, engine: str | None) -> None:
+    assert engines.engine_of(command.split()) == engine
+
+
+def test_a_compiler_for_other_machines_does_not_count(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40")
+    toolkit(machine, "11.8", gcc=(14,))
+    machine.write("/usr/bin/aarch64-linux-gnu-g++-11", "")
+    assert "T2" in machine.found()
+
+
 # ------------------------------------------------------------------------------ journals
 
 SKIPPED = (

@@ -16,7 +16,7 @@ COMMANDS = ("/usr/bin", "/usr/local/bin")
 FEATURES = ("/usr/include/features.h", "/usr/include/x86_64-linux-gnu/features.h")
 _NUMBER = re.compile(r"(\d{1,2})\.(\d{1,2})")
 _MACRO = re.compile(r"^#define\s+CUDA_VERSION\s+(\d{4,6})\b", re.MULTILINE)
-_COMPILER = re.compile(r"(?:[a-z0-9_]+-linux-gnu-)?g\+\+-(\d{1,2})")
+_COMPILER = re.compile(r"(?:x86_64-linux-gnu-)?g\+\+-(\d{1,2})")  # not those for other machines
 _GLIBC = re.compile(r"^#define\s+__GLIBC(_MINOR)?__\s+(\d{1,4})\b", re.MULTILINE)
 _COSPI = re.compile(r"^.*\bdouble\s+cospi\s*\(\s*double\s+x\s*\)[^;\n]*", re.MULTILINE)
 

@@ -24,6 +24,10 @@ _ABOUT_GPUS = re.compile(
 )
 SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
 HIDDEN = "(hidden)"
+_LAUNCHERS = frozenset(
+    ("env", "nice", "ionice", "numactl", "taskset", "nohup", "stdbuf", "chrt", "uv", "uvx")
+)
+_PYTHON = re.compile(r"python[0-9.]*")
 _MOST = 100  # units that are kept
 
 
@@ -99,16 +103,29 @@ def _last(each: dict[str, units.Settings], key: str) -> str | None:
 
 
 def engine_of(command: list[str]) -> str | None:
-    """Which engine a command starts, by its name in engines.toml where it has one there."""
-    for word in command[:8]:
-        name = word.rpartition("/")[2].removeprefix(".").removesuffix("-wrapped")
-        if name == "ollama":
-            return "ollama"
-        if name in ("llama-server", "llama_cpp.server"):
-            return "llama-cpp"
-        for engine in ("vllm", "sglang"):
-            if name == engine or name.startswith(f"{engine}."):
-                return engine
+    """Which engine a command starts, by its name in engines.toml where it has one there: the
+    program itself, what a launcher such as ``env`` or ``numactl`` starts, a module or script of
+    Python."""
+    if not command:
+        return None
+    first = _name(command[0])
+    words = command[1:8] if first in _LAUNCHERS or _PYTHON.fullmatch(first) else []
+    return next((engine for word in (command[0], *words) if (engine := _engine(word))), None)
+
+
+def _name(word: str) -> str:
+    return word.rpartition("/")[2].removeprefix(".").removesuffix("-wrapped")
+
+
+def _engine(word: str) -> str | None:
+    name = _name(word)
+    if name == "ollama":
+        return "ollama"
+    if name in ("llama-server", "llama_cpp.server"):
+        return "llama-cpp"
+    for engine in ("vllm", "sglang"):
+        if name == engine or name.startswith(f"{engine}."):
+            return engine
     return None
 
 
