@@ -18,9 +18,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]  # for `targets` and `builders`
 
-NAMES = (
-    "elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist", "gguf", "safetensors",
-)  # fmt: skip
+from fuzz_names import NAMES  # noqa: E402
+
 TIMEOUT = 5  # seconds an input may take
 MEMORY = 1024  # MiB
 
@@ -30,12 +29,8 @@ def child(name: str, arguments: list[str]) -> None:
     import atheris
 
     rooms = ["legacy_cuda.devicecode", "legacy_cuda.capability", "legacy_cuda.triton_backend"]
-    rooms += [
-        "legacy_cuda.planner",
-        "legacy_cuda.toolchain.deb",
-        "legacy_cuda.build.source",
-        "tarfile",
-    ]
+    rooms += ["legacy_cuda.toolchain.deb", "legacy_cuda.build.source", "tarfile"]
+    rooms += ["legacy_cuda.doctor", "legacy_cuda.catalog.doctor", "legacy_cuda.planner"]
     with atheris.instrument_imports(include=rooms):
         import targets
 

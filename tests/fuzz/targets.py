@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import lzma
 import os
 import shutil
@@ -18,15 +19,19 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import builders
+import machines
 import model_files
 import ptx_examples
 
 from legacy_cuda.build import source
 from legacy_cuda.capability import Capability
+from legacy_cuda.catalog.doctor import rules
 from legacy_cuda.catalog.models import find_mix
+from legacy_cuda.cli.doctor import document
 from legacy_cuda.devicecode import (
     Container,
     ContainerScanner,
@@ -38,6 +43,12 @@ from legacy_cuda.devicecode import (
 )
 from legacy_cuda.devicecode.archive import WheelReader
 from legacy_cuda.devicecode.fatbin import payload
+from legacy_cuda.doctor import bundle, logs, redact
+from legacy_cuda.doctor.diagnosis import diagnose, diagnose_log
+from legacy_cuda.doctor.examine import PROBES
+from legacy_cuda.doctor.facts import Facts
+from legacy_cuda.doctor.place import Place
+from legacy_cuda.errors import UserError
 from legacy_cuda.planner import gguf, metadata, safetensors, shapes
 from legacy_cuda.planner.model import ModelError
 from legacy_cuda.planner.placement import Settings, place
@@ -371,6 +382,89 @@ def _folders() -> list[bytes]:
 _MIX = find_mix("Q4_K_M")
 
 
+_TREE = (
+    *("/etc/systemd/system/ai.service", "/etc/systemd/system/ai.service.d/a.conf"),
+    *("/etc/ai.env", "/etc/docker/daemon.json", "/etc/cdi/nvidia.yaml", "/etc/os-release"),
+    *("/etc/nixos/configuration.nix", "/etc/passwd", "/etc/hostname", "/etc/ld.so.conf.d/x.conf"),
+    *("/proc/cpuinfo", "/proc/stat", "/proc/driver/nvidia/version", "/var/log/dmesg"),
+    *("/proc/sys/kernel/osrelease", "/sys/module/nvidia/version", "/usr/include/features.h"),
+    *("/opt/cuda/version.json", "/opt/cuda/include/crt/math_functions.h"),
+    *("/opt/ai/lib/python3.12/site-packages/torch/version.py",),
+    *("/opt/ai/lib/python3.12/site-packages/torch/lib/libtorch_cuda.so",),
+    *(
+        f"/sys/bus/pci/devices/0000:3b:00.0/{name}"
+        for name in ("vendor", "device", "class", "resource", "current_link_width")
+    ),
+)
+
+
+@cache
+def _machine() -> machines.Machine:
+    machine = machines.Machine(Path(_SCRATCH.name, "machine"), "p40")
+    for path in ("opt/cuda/bin/nvcc", "opt/ai/lib/python3.12/site-packages/torch-2.9.dist-info/x"):
+        machine.write(path, "")
+    return machine
+
+
+def fuzz_machine(data: bytes) -> None:
+    """The first byte chooses a file of a machine, the rest is what is in it. No probe raises, there
+    is a diagnosis, and its document is JSON, redacted too."""
+    machine = _machine()
+    path = _TREE[data[0] % len(_TREE)] if data else _TREE[0]
+    file = machine.root / path.lstrip("/")
+    before = file.read_bytes() if file.is_file() else None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data[1:])
+    try:
+        seen = {name: probe(Place(machine.root)) for name, probe in PROBES.items()}
+        found = Facts(machines.TODAY, **seen)
+        diagnosis = diagnose(found)
+        known = bundle.known(Place(machine.root), {})
+        json.dumps(document(found, redact.diagnosis(diagnosis, known), None))
+        assert diagnosis.verdict in ("errors", "warnings", "fine")
+    finally:
+        if before is None:
+            file.unlink()
+        else:
+            file.write_bytes(before)
+
+
+def _machines() -> list[bytes]:
+    texts = {
+        0: b"[Service]\nExecStart=/opt/ai/bin/vllm serve x --dtype bfloat16\n"
+        b"EnvironmentFile=/etc/ai.env\nEnvironment='CUDA_VISIBLE_DEVICES=-1' \\\n A=b\n"
+        b"PrivateDevices=yes\n",
+        2: b"OLLAMA_HOST='127.0.0.1'\n#x\n",
+        3: b'{"runtimes": {"nvidia": {"path": "x"}}}',
+        4: b"kind: nvidia.com/gpu\n- hostPath: /lib/libcuda.so.570.1\n",
+        6: b"nixpkgs.config.cudaSupport = true;\n",
+        13: b"[ 5.0] NVRM: installed in this system is not supported by open\n",
+        17: b'{"cuda": {"version": "12.8.1"}}',
+        20: _elves()[2],
+        24: b"0x00000000f6000000 0x00000000f6ffffff 0x0000000000040200\n" * 6,
+    }
+    return [bytes([number]) + text for number, text in texts.items()]
+
+
+def fuzz_log(data: bytes) -> None:
+    """A log of any bytes: findings, or that it is compressed."""
+    with suppress(UserError):
+        scan = logs.scan(logs.blocks(io.BytesIO(data)), [rule for rule in rules() if rule.patterns])
+        diagnosis = diagnose_log(Facts(machines.TODAY), scan, "log")
+        assert len(diagnosis.findings) == len(scan.hits)
+        json.dumps(document(Facts(machines.TODAY), diagnosis, scan))
+        redact.diagnosis(diagnosis, redact.Known(("host",), ("user",)))
+
+
+def _logs() -> list[bytes]:
+    return [
+        b"a\nNVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x24:0x72:1603)\n",
+        "é\r\nCUDA error: device kernel image is invalid\r\n".encode("utf-16"),
+        b"\x1b[31mgcc versions later than 11 are not supported!\x1b[0m unsupported GNU version! ",
+        b"NVRM:  supported through the NVIDIA 580.xx Legacy drivers. 203.0.113.7 --api-key x\n",
+    ]
+
+
 @dataclass(frozen=True)
 class Target:
     """A function to fuzz and the inputs to begin with."""
@@ -397,6 +491,29 @@ TARGETS = {
     ),
     "deb": Target(fuzz_deb, _tars, (b"ustar", b"../", b"GNU.sparse", b"path=", b"linkpath=")),
     "sdist": Target(fuzz_sdist, _tars, (b"ustar", b"../", b"GNU.sparse", b"path=")),
+    "doctor-log": Target(
+        fuzz_log,
+        _logs,
+        tuple(
+            pattern.text.encode()[:60]
+            for rule in rules()
+            for pattern in rule.patterns
+            if '"' not in pattern.text
+        ),
+    ),
+    "doctor-machine": Target(
+        fuzz_machine,
+        _machines,
+        (
+            b"[Service]",
+            b"ExecStart=",
+            b"Environment=",
+            b"ollama",
+            b"0x10de",
+            b"libcuda.so.",
+            b"flags :",
+        ),
+    ),
     "legalize": Target(
         fuzz_legalize,
         _legalizable,

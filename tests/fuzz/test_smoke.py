@@ -12,11 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzz_names import NAMES
 
 HERE = Path(__file__).resolve().parent
-NAMES = [
-    "elf", "fatbin", "zip", "ptx", "legalize", "deb", "sdist", "gguf", "safetensors",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

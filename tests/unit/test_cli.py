@@ -19,7 +19,7 @@ from legacy_cuda import catalog
 from legacy_cuda.cli import main, output
 from legacy_cuda.errors import SurroundingsError, UserError
 
-COMMANDS = ("audit", "bench", "build", "gpus", "index", "plan", "replay", "resolve", "serve", "toolchain", "up")
+COMMANDS = ("audit", "bench", "build", "doctor", "gpus", "index", "plan", "replay", "resolve", "serve", "toolchain", "up")
 HEAVY = ("torch", "rich", "requests", "packaging", "uv", "isal", "zstandard", "concurrent.futures")
 HEAVY += ("pynvml", "prometheus_client")
 
@@ -364,7 +364,8 @@ def test_lines_fit_the_terminal(variables: dict[str, str], columns: int) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["resolve", "p40"], ["resolve", "p40", "--json"], ["gpus"]]
+    "arguments",
+    [["--help"], ["resolve", "p40"], ["resolve", "p40", "--json"], ["gpus"], ["doctor"]],
 )
 def test_heavy_modules_are_not_imported(variables: dict[str, str], arguments: list[str]) -> None:
     program = (

@@ -27,6 +27,8 @@ Outcome = Literal["runs", "runs-through-jit", "runs-with-limits", "does-not-run"
 # ``.data`` folders are those of unpacked wheels (PyPA, "Binary distribution format").
 _SITE = re.compile(r".*(?:site-packages|dist-packages|[^/]+\.data/(?:purelib|platlib))/")
 
+_TORCH_CUDA = re.compile(r"^cuda(?:\s*:[^=]+)?\s*=\s*['\"](\d{1,3})\.(\d{1,3})['\"]", re.MULTILINE)
+
 _HOLLOW = {
     "link-time": "code for a device linker",
     "lto": "intermediate code for link-time optimisation",
@@ -117,6 +119,12 @@ def summarise(files: Iterable[FileCode]) -> tuple[Library, ...]:
         )
         libraries.append(Library(file.path, file.size, file.format, groups))
     return tuple(sorted(libraries, key=lambda library: library.path))
+
+
+def cuda_of_torch(text: str) -> tuple[int, int] | None:
+    """The CUDA version that the text of PyTorch's ``torch/version.py`` names."""
+    match = _TORCH_CUDA.search(text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def read_groups(rows: Iterable[Mapping[str, Any]]) -> tuple[Group, ...]:

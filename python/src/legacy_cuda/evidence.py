@@ -8,6 +8,7 @@ still does": ``catalog/data/evidence/PACKAGE/WHEEL.json``. They are made by
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def known(package: str) -> list[Evidence]:
         for path in sorted((DIRECTORY / package).glob("*.json"))
     ]
     return sorted(found, key=lambda item: (Version(item.version), item.file))
+
+
+def of_release(package: str, version: str) -> Iterator[Evidence]:
+    """The evidence on the wheels of one release, one file read at a time; the local part of the
+    version does not count."""
+    name, public = package.replace("-", "_"), version.partition("+")[0]
+    for path in sorted((DIRECTORY / package).glob(f"{name}-*.json")):
+        if path.name.split("-")[1] == public:
+            yield parse(path.read_text(encoding="utf-8"))
 
 
 def newest_that_runs(package: str, capability: Capability) -> str | None:

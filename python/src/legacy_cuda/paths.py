@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+TOOLKIT_VARIABLES = ("CUDA_HOME", "CUDA_PATH")
+TOOLKITS = ("/usr/local/cuda", "/opt/cuda", "/usr")
+"""Where installed CUDA toolkits are: NVIDIA's installer, Arch's package, Debian's."""
+
 
 def cache_directory() -> Path:
     """Downloads that can be had again: LEGACY_CUDA_CACHE, or legacy-cuda below XDG_CACHE_HOME.

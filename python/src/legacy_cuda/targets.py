@@ -21,7 +21,6 @@ Kind = Literal["wheel", "library", "folder", "environment"]
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._+!-]*)")
 _PYTHON = re.compile(r"3\.[0-9]{1,2}")
 _LIBRARY = re.compile(r"\.so(\.[0-9]+)*$")
-_TORCH_CUDA = re.compile(r"^cuda(?:\s*:[^=]+)?\s*=\s*['\"](\d+)\.(\d+)['\"]", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +248,7 @@ def read_torch_cuda(site: Path) -> tuple[int, int] | None:
         text = (site / "torch" / "version.py").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    match = _TORCH_CUDA.search(text[: 1 << 16])
-    return (int(match[1]), int(match[2])) if match else None
+    return audit.cuda_of_torch(text[: 1 << 16])
 
 
 def recorded(site: Path) -> Iterator[tuple[str, str]]:

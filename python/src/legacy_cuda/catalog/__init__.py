@@ -24,6 +24,7 @@ DATA = Path(__file__).parent / "data"
 
 Flavour = Literal["proprietary", "open"]
 EngineVerdict = Literal["offered", "not-packaged", "refused"]
+PowerPlug = Literal["eps", "pcie", "none"]
 Role = Literal["core", "dispatching", "feature", "alternative", "tool"]
 
 
@@ -91,6 +92,8 @@ class Gpu:
     ecc: bool | None
     fp32_tflops: float | None
     source: str
+    power_plug: PowerPlug | None = None
+    data_center: bool | None = None
 
     @property
     def facts(self) -> CapabilityFacts:
@@ -116,7 +119,8 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A driver branch. ``cuda`` is the version its libcuda implements."""
+    """A driver branch. ``cuda`` is the version its libcuda implements; ``end_of_life`` the year, or
+    year and month (``2028-06``), in which its support ends or ended, where that is known."""
 
     branch: str
     latest: str
@@ -128,6 +132,7 @@ class Branch:
     kernel_fixed_by: str | None
     modules: tuple[Module, ...]
     source: str
+    end_of_life: str | None = None
 
     @property
     def latest_version(self) -> tuple[int, ...]:
@@ -146,6 +151,18 @@ class Toolkit:
     driver_min: str
     glibc_below: str | None
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CudnnWindow:
+    """Which cuDNN serves a range of capabilities, ends included: the last release and the first
+    without code for it; both None where today's releases serve it."""
+
+    capability_min: Capability
+    capability_max: Capability
+    last: str | None
+    dropped_in: str | None
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +325,8 @@ def gpus() -> tuple[Gpu, ...]:
             ecc=row.get("ecc"),
             fp32_tflops=row.get("fp32_tflops"),
             source=row["source"],
+            power_plug=row.get("power_plug"),
+            data_center=row.get("data_center"),
         )
         for row in _read("gpus")["gpu"]
     )
@@ -330,6 +349,7 @@ def branches() -> tuple[Branch, ...]:
                 Module(module["flavour"], *_capabilities(module)) for module in row["module"]
             ),
             source=row["source"],
+            end_of_life=row.get("end_of_life"),
         )
         for row in _read("drivers")["branch"]
     )
@@ -353,6 +373,15 @@ def toolkits() -> dict[tuple[int, int], Toolkit]:
             source=row["source"],
         )
     return found
+
+
+@cache
+def cudnn() -> tuple[CudnnWindow, ...]:
+    """Which cuDNN serves which capabilities, oldest range first."""
+    return tuple(
+        CudnnWindow(*_capabilities(row), row.get("last"), row.get("dropped_in"), row["status"])
+        for row in _read("cudnn")["cudnn"]
+    )
 
 
 @cache

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from legacy_cuda import catalog
+from legacy_cuda import catalog, paths
 from legacy_cuda.catalog.toolchains import Toolchain
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.toolchain import folder, smoke
@@ -70,10 +70,10 @@ def find_toolkit(toolchain: Toolchain, given: Path | None = None) -> Path:
 
 
 def _candidates(name: str) -> Iterator[Path]:
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
+    for variable in paths.TOOLKIT_VARIABLES:
         if value := os.environ.get(variable):
             yield Path(value)
-    for usual in (f"/usr/local/cuda-{name}", "/usr/local/cuda", "/opt/cuda", "/usr"):
+    for usual in (f"/usr/local/cuda-{name}", *paths.TOOLKITS):
         yield Path(usual)
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
