@@ -19,7 +19,22 @@ from legacy_cuda import catalog
 from legacy_cuda.cli import main, output
 from legacy_cuda.errors import SurroundingsError, UserError
 
-COMMANDS = ("audit", "bench", "build", "doctor", "gpus", "index", "plan", "replay", "resolve", "serve", "toolchain", "up")
+COMMANDS = (
+    "audit",
+    "bench",
+    "build",
+    "doctor",
+    "gpus",
+    "index",
+    "monitor",
+    "plan",
+    "replay",
+    "resolve",
+    "serve",
+    "toolchain",
+    "up",
+    "verify",
+)
 HEAVY = ("torch", "rich", "requests", "packaging", "uv", "isal", "zstandard", "concurrent.futures")
 HEAVY += ("pynvml", "prometheus_client")
 

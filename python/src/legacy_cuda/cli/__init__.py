@@ -14,7 +14,22 @@ from collections.abc import Sequence
 
 from legacy_cuda import __version__
 
-_COMMANDS = ("audit", "bench", "build", "doctor", "gpus", "index", "monitor", "plan", "replay", "resolve", "serve", "toolchain", "up", "verify")
+_COMMANDS = (
+    "audit",
+    "bench",
+    "build",
+    "doctor",
+    "gpus",
+    "index",
+    "monitor",
+    "plan",
+    "replay",
+    "resolve",
+    "serve",
+    "toolchain",
+    "up",
+    "verify",
+)
 _DESCRIPTION = "Proven AI software stacks for old NVIDIA GPUs, Kepler to Volta."
 _EPILOG = """examples:
   legacy-cuda up p40                          the P40's PyTorch stack, made and proven
