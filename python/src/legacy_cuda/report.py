@@ -4,50 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from legacy_cuda import audit, catalog
+from legacy_cuda import audit, catalog, page
 from legacy_cuda.capability import Capability
-
-STYLE = """
-:root { --ink: #1c2127; --soft: #5d6672; --line: #d9dee5; --paper: #fff; --panel: #f5f7f9;
-  --good: #1f7a4d; --jit: #a15c00; --bad: #b3261e; --accent: #76b900; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4b1; --line: #323a44;
-  --paper: #14181d; --panel: #1c2229; --good: #4fc38a; --jit: #e0a243; --bad: #f2847d; } }
-* { box-sizing: border-box; }
-body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 26px; margin: 0 0 4px; }
-h2 { font-size: 18px; margin: 36px 0 10px; }
-p.lead { color: var(--soft); margin: 0 0 20px; }
-.verdict { border-left: 5px solid var(--good); background: var(--panel); padding: 14px 18px;
-  margin: 12px 0; }
-.verdict.bad { border-color: var(--bad); }
-.verdict.limits, .verdict.jit { border-color: var(--jit); }
-.verdict b { font-size: 17px; }
-pre { background: var(--panel); padding: 10px 14px; margin: 12px 0; overflow-x: auto; }
-.legend { color: var(--soft); font-size: 13px; }
-.tags { display: flex; flex-wrap: wrap; gap: 8px; margin: 14px 0; }
-.tag { border: 1px solid var(--line); border-radius: 4px; padding: 2px 9px; font-size: 13px; }
-.tag.no { color: var(--soft); border-style: dashed; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
-th, td { text-align: left; padding: 5px 8px; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-svg .soft { fill: var(--soft); }
-.key { display: inline-block; width: 12px; height: 12px; margin: 0 5px 0 14px;
-  vertical-align: -1px; border: 1px solid var(--line); }
-details { margin-top: 8px; } summary { cursor: pointer; color: var(--soft); }
-code { font-size: 13px; }
-@media (max-width: 700px) { main { padding: 20px 14px 40px; } }
-footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
-"""
 
 _LEGEND = (
     "Role: a core library is needed whole; a dispatching one is needed and picks among its kernels "
@@ -65,7 +26,7 @@ def html(manifest: dict[str, Any]) -> str:
     counts = Counter(gpu.product for gpu in gpus)
     cards = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
     parts = [
-        *head(f"{manifest['name']}: legacy-cuda report"),
+        *page.head(f"{manifest['name']}: legacy-cuda report"),
         f"<h1>{escape(cards)}</h1>",
         f'<p class="lead">{escape(manifest["stack"])} stack, '
         f"made {escape(manifest['created'])} by legacy-cuda {escape(manifest['tool'])}</p>",
@@ -76,7 +37,7 @@ def html(manifest: dict[str, Any]) -> str:
         "<h2>Coverage</h2>",
         _picture(manifest, [gpu.capability for gpu in gpus]),
         "<h2>Why this stack</h2>",
-        table(
+        page.table(
             ("part", "choice", "because"),
             [(item["subject"], item["choice"], item["because"]) for item in manifest["reasons"]],
         ),
@@ -88,7 +49,7 @@ def html(manifest: dict[str, Any]) -> str:
         f"{len(manifest['packages'])} packages, each by sha256"
         f"{', of those that are not compiled' if manifest['compiled'] else ''} from lock "
         f"{escape(manifest['lock']['name'])}</summary>",
-        table(("package", "version"), list(manifest["packages"].items())),
+        page.table(("package", "version"), list(manifest["packages"].items())),
         "</details>",
         *_patched(manifest["patched"]),
         *_compiled(manifest["compiled"]),
@@ -98,17 +59,6 @@ def html(manifest: dict[str, Any]) -> str:
         "</main></body></html>",
     ]
     return "\n".join(parts) + "\n"
-
-
-def head(title: str) -> list[str]:
-    """A page up to the beginning of its text, in the style of all of them."""
-    return [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{STYLE}</style></head><body><main>",
-    ]
 
 
 def _verdict(item: dict[str, Any]) -> str:
@@ -144,7 +94,7 @@ def _patched(items: list[dict[str, Any]]) -> list[str]:
             f"<h3>{escape(item['package'])} {escape(item['version'])}</h3>",
             f'<p class="legend">Made from {escape(source["file"])} (sha256 {source["sha256"]})'
             f"{more}; sha256 of the result {item['sha256']}{checked}.</p>",
-            table(
+            page.table(
                 ("patch", "for capability", "why", "origin"),
                 [
                     (
@@ -176,7 +126,7 @@ def _compiled(items: list[dict[str, Any]]) -> list[str]:
         for item in items
     ]
     heading = ("package", "toolchain", "from", "sha256", "as recorded")
-    return ["<h2>Compiled for these GPUs</h2>", table(heading, rows)]
+    return ["<h2>Compiled for these GPUs</h2>", page.table(heading, rows)]
 
 
 def _altered(names: list[str]) -> str:
@@ -202,15 +152,6 @@ def _tags(manifest: dict[str, Any]) -> str:
         f'<span class="tag{" no" if ran == "not run" else ""}">on a GPU: {escape(ran)}</span>',
     ]
     return f'<div class="tags">{"".join(tags)}</div>'
-
-
-def table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table; every cell is escaped."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _libraries(item: dict[str, Any]) -> str:

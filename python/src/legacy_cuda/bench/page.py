@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from legacy_cuda import page
 from legacy_cuda.bench import advice
 from legacy_cuda.bench.figures import METRICS, Estimate, Summary, round_, summarise, with_margin
 from legacy_cuda.bench.runfile import Run
-from legacy_cuda.report import STYLE
 
 _MORE = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr));
   gap: 18px 32px; }
 .charts figure { margin: 0; } .charts figcaption { font-weight: 600; margin-bottom: 4px; }
 .charts svg { max-width: 100%; height: auto; }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td.n, th.n { white-space: nowrap; }
 td small { color: var(--soft); }
 @media (max-width: 500px) { .charts { grid-template-columns: 1fr; } }
 """
@@ -43,11 +43,7 @@ def html(run: Run) -> str:
     gpus = ", ".join(machine["gpus"] or []) or f"GPUs not known: {machine['gpus_unknown']}"
     left = run.missing()
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(server['model'])}: legacy-cuda bench</title>",
-        f"<style>{STYLE}{_MORE}</style></head><body><main>",
+        *page.head(f"{server['model']}: legacy-cuda bench", _MORE),
         f"<h1>{escape(server['model'])}</h1>",
         f'<p class="lead">{escape(engine or "engine not known")} at {escape(run.settings["url"])}, '
         f"measured from {escape(run.created)} by legacy-cuda {escape(run.tool)}</p>",
@@ -154,17 +150,8 @@ def row(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f'<th class="n">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells) + "</tr>"
-        for cells in rows
-    )
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
-
-
 def _table(summaries: Sequence[Summary]) -> str:
-    return _rows(HEAD, [row(summary) for summary in summaries])
+    return page.table(HEAD, [row(summary) for summary in summaries], numbers=0)
 
 
 def _by_server(summaries: Sequence[Summary]) -> str:
@@ -175,7 +162,7 @@ def _by_server(summaries: Sequence[Summary]) -> str:
     names = ("server_prefill_tokens_per_s", "server_decode_tokens_per_s")
     rows = [(str(s.point), *(figure(s, name) for name in names)) for s in shown]
     head = ("point", "prefill tok/s", "decode tok/s")
-    return "<h2>By the server's own clock</h2>" + _rows(head, rows)
+    return "<h2>By the server's own clock</h2>" + page.table(head, rows, numbers=0)
 
 
 def _charts(summaries: Sequence[Summary]) -> str:

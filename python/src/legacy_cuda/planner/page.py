@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from legacy_cuda import __version__
-from legacy_cuda.report import STYLE
+from legacy_cuda import __version__, page
 
 _MIB = 1 << 20
-_STYLE = "th.n { text-align: right; }"
 _PARTS = (
     ("weights", "weights", "#3f7fbf"),
     ("cache", "KV cache", "#3c9d6b"),
@@ -36,11 +33,7 @@ def html(plan: dict[str, Any]) -> str:
     flash = "flash attention" if settings["flash_attention"] else "no flash attention"
     cuda = f"CUDA {plan['cuda']}" if plan["cuda"] else "a CUDA of its own"
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}: legacy-cuda plan</title>",
-        f"<style>{STYLE}{_STYLE}</style></head><body><main>",
+        *page.head(f"{title}: legacy-cuda plan"),
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{settings["context"]} tokens for each of {settings["parallel"]} '
         f"conversations, KV cache {escape(' and '.join(dict.fromkeys(settings['kv'])))}, {flash}, "
@@ -109,21 +102,6 @@ def _mib(size: int) -> str:
     return f"{size / _MIB:.0f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(
-        f"<th{' class=n' if at else ''}>{escape(cell)}</th>" for at, cell in enumerate(head)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=n' if at else ''}>{escape(cell)}</td>" for at, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
-
-
 def _table_of_parts(plan: dict[str, Any]) -> str:
     names = [part for part in _PARTS if any(item["bytes"][part[0]] for item in plan["devices"])]
     rows = [
@@ -136,7 +114,7 @@ def _table_of_parts(plan: dict[str, Any]) -> str:
     ]
     head = ("MiB", *(name for _, name, _ in names), "free")
     host = plan["host"]["bytes"]
-    return _table(head, rows) + (
+    return page.table(head, rows, numbers=1) + (
         f'<p class="legend">On the host: weights {_mib(host["weights"])} MiB, KV cache '
         f"{_mib(host['cache'])} MiB, compute buffer {_mib(host['compute'])} MiB.</p>"
     )
@@ -156,7 +134,7 @@ def _speed(speed: dict[str, Any] | None) -> list[str]:
     basis = "".join(f"<li>{escape(item)}</li>" for item in speed["basis"])
     return [
         "<h2>Speed, estimated</h2>",
-        _table(("tokens a second, one conversation", "least", "most"), rows),
+        page.table(("tokens a second, one conversation", "least", "most"), rows, numbers=1),
         f'<ul class="legend">{basis}</ul>',
     ]
 
@@ -175,7 +153,8 @@ def _quantisations(plan: dict[str, Any]) -> str:
     most = plan["context_most"]
     text = f"At most {most} tokens for each conversation." if most else "No context fits."
     return (
-        _table(("quantisation", "MiB", "", "MiB left on the fullest GPU"), rows) + f"<p>{text}</p>"
+        page.table(("quantisation", "MiB", "", "MiB left on the fullest GPU"), rows, numbers=1)
+        + f"<p>{text}</p>"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from legacy_cuda import report
+from legacy_cuda import page
 from legacy_cuda.verify import roofline
 
 _BAD = {"failed": "bad", "degraded": "limits", "incomplete": "limits"}
@@ -14,7 +14,7 @@ _BAD = {"failed": "bad", "degraded": "limits", "incomplete": "limits"}
 def html(document: dict[str, Any]) -> str:
     """The page of a document of ``legacy-cuda verify --json``."""
     parts = [
-        *report.head("legacy-cuda verify"),
+        *page.head("legacy-cuda verify"),
         "<h1>legacy-cuda verify</h1>",
         f'<p class="lead">{escape(document["created"])}, legacy-cuda {escape(document["tool"])}, '
         f"driver for CUDA {escape(document['driver_cuda'])}</p>",
@@ -34,7 +34,7 @@ def html(document: dict[str, Any]) -> str:
             )
             for step in document["peers"]
         ]
-        parts.append(report.table(("copy", "outcome", "rate", "way"), rows))
+        parts.append(page.table(("copy", "outcome", "rate", "way"), rows))
     parts.append(
         "<footer>Rates are compared with the catalog's figures for the card, where it has them. "
         "Replayed means that an older capability's code ran here: right numbers, nobody's "
@@ -61,7 +61,7 @@ def _gpu(gpu: dict[str, Any]) -> list[str]:
         for rate in verdict["rates"]
     ]
     if rates:
-        parts.append(report.table(("rate", "measured", "nominal", "share"), rates))
+        parts.append(page.table(("rate", "measured", "nominal", "share"), rates))
     drawn = roofline.read(gpu["steps"], gpu["nominal"])
     if drawn is not None:
         parts += ["<h3>Roofline</h3>", roofline.svg(drawn)]
@@ -70,7 +70,7 @@ def _gpu(gpu: dict[str, Any]) -> list[str]:
             "at so many operations for each byte that is read.</p>"
         )
     steps = [(step["name"], step["outcome"], step.get("why", "")) for step in gpu["steps"]]
-    parts += ["<h3>Steps</h3>", report.table(("step", "outcome", ""), steps)]
+    parts += ["<h3>Steps</h3>", page.table(("step", "outcome", ""), steps)]
     if gpu["code"] is not None:
         code = gpu["code"]
         parts.append(
