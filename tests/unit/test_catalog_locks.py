@@ -294,6 +294,7 @@ def test_glibc_floors() -> None:
         "torch-2.0.1": (2, 17),
         "torch-2.7.1": (2, 28),
         "torch-2.10.0": (2, 28),
+        "vllm-0.14.0": (2, 28),
     }
 
 
