@@ -30,7 +30,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -247,7 +247,7 @@ def check_requirement(requirement: Requirement, versions: dict[str, str], whose:
 
 
 def dependencies(
-    roots: Iterable[Requirement], wheels: Mapping[str, Iterable[tuple[Contents, list[str]]]]
+    roots: Sequence[Requirement], wheels: Mapping[str, Sequence[tuple[Contents, list[str]]]]
 ) -> dict[str, list[Requirement]]:
     """What each package needs, with the extras that the roots or other packages ask of it.
 

@@ -42,7 +42,7 @@ def _command() -> str:
         RuntimeError: it does not start.
     """
     command = [str(Path(sys.executable).parent / "vllm"), "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     lines = (done.stdout if done.returncode == 0 else done.stderr).splitlines()
     if done.returncode:
         why = lines[-1] if lines else f"it ended with code {done.returncode}"

@@ -208,8 +208,9 @@ def digest(order: Order, changes: Changes) -> str:
         if order.pinned
         else order.toolchain.name,
         order.version,
-        *filter(None, [environment(order, "/build/tree")]),
     ]
+    if told := environment(order, "/build/tree"):
+        content.append(told)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -28,7 +28,8 @@ def add(subparsers: Any) -> None:
         "  legacy-cuda up k80 --python 3.10 --path ~/envs/k80\n"
         "  legacy-cuda up p4000 gtx1060-6gb --json\n"
         "  legacy-cuda up p40 --engine llama-cpp\n"
-        "  legacy-cuda up p40 --engine llama-cpp --index ~/wheels\n\n"
+        "  legacy-cuda up p40 --engine llama-cpp --index ~/wheels\n"
+        "  legacy-cuda up p40 --engine vllm\n\n"
         "mirrors, proxies and credentials are set up as for uv (UV_DEFAULT_INDEX, ...)",
         formatter_class=output.HelpFormatter,
     )
