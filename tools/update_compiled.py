@@ -75,6 +75,7 @@ def row(path: Path) -> dict[str, Any]:
         definition["externalParameters"]["version"] != recipe.version
         or internal["toolchain"] != {"name": toolchain.name, "source": "pinned"}
         or internal["settings"] != building.settings(order, "/build/tree")
+        or internal.get("environment", {}) != building.environment(order, "/build/tree")
         or not wanted <= used
         or not any(files <= used for files in locked)
     ):

@@ -26,24 +26,23 @@ PYTHON = "3.11"
 EXTRA = Path(__file__).parent / "evidence.toml"
 
 
-def pinned(names: list[str]) -> list[fetch.Remote]:
-    """Every file of the locks, once."""
+def pinned(names: list[str]) -> list[tuple[fetch.Remote, str]]:
+    """Every file of the locks, once, with a Python that it is for."""
     found = {}
     for name in names:
         for package in load_lock(name).packages:
             for file in package.files:
-                found[file.sha256] = fetch.Remote(
-                    package.name, file.version, file.name, file.sha256, file.size
-                )
+                remote = fetch.Remote(package.name, file.version, file.name, file.sha256, file.size)
+                found[file.sha256] = (remote, file.pythons[-1])
     return list(found.values())
 
 
-def extra() -> list[fetch.Remote]:
+def extra() -> list[tuple[fetch.Remote, str]]:
     """The further wheels that evidence.toml asks for, as ``name==version``."""
     with EXTRA.open("rb") as file:
         wanted = tomllib.load(file)["wheels"]
     pairs = [item.split("==") for item in wanted]
-    return [fetch.find_wheel(name, version, PYTHON) for name, version in pairs]
+    return [(fetch.find_wheel(name, version, PYTHON), PYTHON) for name, version in pairs]
 
 
 def main() -> int:
@@ -56,11 +55,11 @@ def main() -> int:
     todo = [] if arguments.extra_only else pinned(arguments.lock or list(lock_names()))
     if not arguments.lock:
         todo += extra()
-    for number, remote in enumerate(todo, 1):
+    for number, (remote, python) in enumerate(todo, 1):
         if not arguments.all and evidence.find(remote.package, remote.file, remote.sha256):
             continue
         print(f"{number}/{len(todo)} {remote.file}", file=sys.stderr, flush=True)
-        path = fetch.download(remote)
+        path = fetch.download(remote, python)
         libraries = audit.summarise(scan_wheel(path))
         made = evidence.Evidence(
             package=remote.package,

@@ -30,7 +30,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -211,10 +211,9 @@ def read_wheel(session: requests.Session, wheel: Wheel) -> Contents:
     return Contents(remote.size, sum(member.file_size for member in members), requires)
 
 
-def needs(requirement: Requirement, python: str) -> bool:
-    """Whether a dependency holds for that CPython on linux x86_64, no extra asked for."""
+def needs(requirement: Requirement, python: str, extras: Iterable[str] = ()) -> bool:
+    """Whether a dependency holds for that CPython on linux x86_64 with these extras."""
     environment = {
-        "extra": "",
         "implementation_name": "cpython",
         "implementation_version": f"{python}.0",
         "os_name": "posix",
@@ -227,23 +226,49 @@ def needs(requirement: Requirement, python: str) -> bool:
         "python_version": python,
         "sys_platform": "linux",
     }
-    return requirement.marker is None or requirement.marker.evaluate(environment)
+    marker = requirement.marker
+    return marker is None or any(
+        marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras)
+    )
 
 
 def check_requirement(requirement: Requirement, versions: dict[str, str], whose: str) -> str:
     """The package's name, when the pinned version satisfies the requirement.
 
     Raises:
-        BadInputError: it does not, or the requirement asks for an extra.
+        BadInputError: it does not.
     """
     name = canonicalize_name(requirement.name)
-    if requirement.extras:
-        raise BadInputError(f"{whose} asks for {requirement}: extras are not handled")
     if name not in versions:
         raise BadInputError(f"{whose} asks for {requirement}, which was not resolved")
     if not requirement.specifier.contains(versions[name], prereleases=True):
         raise BadInputError(f"{whose} asks for {requirement}, but {versions[name]} was resolved")
     return name
+
+
+def dependencies(
+    roots: Sequence[Requirement], wheels: Mapping[str, Sequence[tuple[Contents, list[str]]]]
+) -> dict[str, list[Requirement]]:
+    """What each package needs, with the extras that the roots or other packages ask of it.
+
+    ``wheels`` are its files' contents, each with the Pythons it serves.
+    """
+    extras: dict[str, set[str]] = {name: set() for name in wheels}
+    found: dict[str, list[Requirement]] = {}
+    before = None
+    while before != extras:
+        before = {name: set(asked) for name, asked in extras.items()}
+        for name, files in wheels.items():
+            found[name] = [
+                requirement
+                for contents, pythons in files
+                for requirement in contents.requires
+                if any(needs(requirement, python, extras[name]) for python in pythons)
+            ]
+        for requirement in (*roots, *(item for items in found.values() for item in items)):
+            asked = {canonicalize_name(extra) for extra in requirement.extras}
+            extras.get(canonicalize_name(requirement.name), set()).update(asked)
+    return found
 
 
 def make_lock(header: dict[str, Any], session: requests.Session) -> str:
@@ -276,14 +301,19 @@ def make_lock(header: dict[str, Any], session: requests.Session) -> str:
 
     for root in roots:
         check_requirement(root, pins, f"lock {header['name']}")
+    needed = dependencies(
+        roots,
+        {
+            name: [(contents[wheel], served) for wheel, served in chosen.items()]
+            for name, chosen in wheels.items()
+        },
+    )
     packages = []
     for name, chosen in wheels.items():
         requires = {
-            check_requirement(requirement, pins, wheel.file)
-            for wheel, served in chosen.items()
-            for requirement in contents[wheel].requires
-            if any(needs(requirement, python) for python in served)
-        }
+            check_requirement(requirement, pins, f"{name} {pins[name]}")
+            for requirement in needed[name]
+        } - {name}
         files = [
             {
                 "name": wheel.file,

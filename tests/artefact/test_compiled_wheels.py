@@ -26,16 +26,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from legacy_cuda import audit, fetch
 from legacy_cuda.build import compile as building
 from legacy_cuda.build import finish, source
 from legacy_cuda.capability import Capability
-from legacy_cuda.catalog.recipes import Recipe, Sdist, Way
+from legacy_cuda.catalog import locks
+from legacy_cuda.catalog.recipes import Recipe, Sdist, Way, find_recipe
 from legacy_cuda.catalog.toolchains import find_toolchain
 from legacy_cuda.devicecode import scan_wheel
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.toolchain import found, make
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 NAME = "tiny-cuda"
 FILES = 6
@@ -125,7 +132,7 @@ def recipe(facts: Sdist) -> Recipe:
         "cmake.define.CMAKE_CUDA_ARCHITECTURES": "{architectures}",
     }
     return Recipe(
-        NAME, "1.0", "kernels", facts, "", "", "build-cmake", told, (), {}, 1 << 20, (way,)
+        NAME, "1.0", "kernels", facts, "", "", "build-cmake", told, {}, (), {}, 1 << 20, (way,)
     )
 
 
@@ -484,3 +491,106 @@ def test_setuptools(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(SurroundingsError, match="does not compile here") as caught:
         workshop.build(workshop.order("6.1"))
     assert "setuptools>=77" in caught.value.why
+
+
+SETUP = """
+import os, subprocess
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+class CMake(build_ext):
+    def build_extensions(self):
+        os.makedirs(self.build_temp, exist_ok=True)
+        out = os.path.abspath(os.path.dirname(self.get_ext_fullpath("tiny_cuda._C")))
+        told = os.environ["CMAKE_ARGS"].split()
+        for command in (
+            ["cmake", os.path.abspath("."), "-G", "Ninja", *told],
+            ["cmake", "--build", "."],
+            ["cmake", "--install", ".", "--prefix", os.path.dirname(out)],
+        ):
+            subprocess.check_call(command, cwd=self.build_temp)
+
+setup(
+    name="tiny-cuda",
+    version="1.0",
+    packages=["tiny_cuda"],
+    ext_modules=[Extension("tiny_cuda._C", [], py_limited_api=True)],
+    cmdclass={"build_ext": CMake},
+)
+"""
+MODULE = """
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr};
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+"""
+
+
+@pytest.fixture
+def setuptools(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe like vLLM's: setuptools, whose setup.py runs CMake and which is told by variables.
+
+    Its lock is vLLM's without PyTorch, for the Python of these tests.
+    """
+    names = ("cmake", "ninja", "setuptools")
+    lock = tomllib.loads((locks.LOCK_DIRECTORY / "build-vllm.toml").read_text())
+    lock["package"] = [item for item in lock["package"] if item["name"] in names]
+    lock |= {"name": "build-small", "roots": list(names), "pythons": [PYTHON]}
+    for item in lock["package"]:
+        for file in item["files"]:
+            file["pythons"] = [PYTHON]
+    folder = tmp_path / "locks"
+    shutil.copytree(locks.LOCK_DIRECTORY, folder)
+    (folder / "build-small.toml").write_text(tomli_w.dumps(lock))
+    monkeypatch.setattr(locks, "LOCK_DIRECTORY", folder)
+    content = files()
+    content["pyproject.toml"] = """
+[build-system]
+requires = ["setuptools>=77", "cmake", "ninja"]
+build-backend = "setuptools.build_meta"
+"""
+    content["setup.py"] = SETUP
+    content["src/module.cpp"] = MODULE
+    cmake = content["CMakeLists.txt"].replace("add_library(tiny SHARED", "add_library(_C MODULE")
+    cmake = cmake.replace("add_library(", "Python_add_library(").replace(
+        "MODULE ", "MODULE USE_SABI 3.8 WITH_SOABI src/module.cpp "
+    )
+    cmake = cmake.replace("tiny PR", "_C PR").replace("TARGETS tiny", "TARGETS _C")
+    cmake = cmake[: cmake.index("set_target")] + cmake[cmake.index("install(") :]
+    finds = "find_package(Python REQUIRED COMPONENTS Interpreter Development.SABIModule)\n"
+    content["CMakeLists.txt"] = cmake.replace("Python_add", finds + "Python_add")
+    workshop.archive, workshop.facts = sdist(tmp_path, content)
+    return replace(
+        recipe(workshop.facts),
+        lock="build-small",
+        settings=find_recipe("vllm").settings,
+        environment={
+            "CMAKE_ARGS": "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON "
+            "-DCMAKE_INSTALL_RPATH=$ORIGIN/../nvidia/cuda_runtime/lib "
+            "-DCMAKE_CUDA_RUNTIME_LIBRARY=Shared",
+            "CUDAARCHS": "{architectures}",
+        },
+    )
+
+
+def test_an_extension_of_setuptools(workshop: Workshop, setuptools: Recipe) -> None:
+    """For every Python from 3.8 on, by the stable ABI; the same bytes in another folder."""
+    way = setuptools.ways[0]
+    order = building.Order(
+        setuptools, way, (Capability(3, 7), Capability(6, 1)), workshop.toolchain, "sass", 2, None
+    )
+    seen: list[str] = []
+    built = workshop.build(order, tell=lambda what, done, total: seen.append(what))
+    assert built.path.name.startswith("tiny_cuda-1.0+cu118.sm37.sm61-cp38-abi3-manylinux_2_")
+    assert built.requires == ("nvidia-cuda-runtime-cu11>=11.8.89",)
+    inside = members(built.path)
+    assert inside["tiny_cuda/__init__.py"] == b"ANSWER = 42\n"
+    [library] = audit.summarise(scan_wheel(built.path))
+    assert library.path == "tiny_cuda/_C.abi3.so"
+    assert {label for group in library.groups for label in group.code} == {"sm_37", "sm_61"}
+    assert any(what.startswith("compiling kernel") for what in seen)
+    assert str(workshop.folder).encode() not in inside[library.path]
+    definition = json.loads(built.provenance.read_text())["predicate"]["buildDefinition"]
+    assert definition["internalParameters"]["environment"]["CUDAARCHS"] == "37-real;61-real"
+    again = workshop.build(replace(order, jobs=1), copy=1)
+    assert again.sha256 == built.sha256

@@ -286,6 +286,7 @@ def test_glibc_floors() -> None:
     floors = {name: load_lock(name).glibc_min for name in NAMES}
     assert floors == {
         "build-cmake": (2, 17),
+        "build-vllm": (2, 28),
         "cuda-11.8": (2, 17),
         "cuda-12.4": (2, 17),
         "llama-cpp-cuda-11.8": (2, 17),
@@ -293,6 +294,7 @@ def test_glibc_floors() -> None:
         "torch-2.0.1": (2, 17),
         "torch-2.7.1": (2, 28),
         "torch-2.10.0": (2, 28),
+        "vllm-0.14.0": (2, 28),
     }
 
 
@@ -449,7 +451,8 @@ def test_the_tool_refuses_what_has_no_wheel(tool: ModuleType) -> None:
 
 def test_the_tool_checks_what_wheels_ask_for(tool: ModuleType) -> None:
     assert tool.check_requirement(Requirement("A.b>=1"), {"a-b": "1.5"}, "x") == "a-b"
-    for text in ("a-b>=2", "a-b[c]", "d"):
+    assert tool.check_requirement(Requirement("a-b[c]"), {"a-b": "1.5"}, "x") == "a-b"
+    for text in ("a-b>=2", "d"):
         with pytest.raises(tool.BadInputError, match="x asks for"):
             tool.check_requirement(Requirement(text), {"a-b": "1.5"}, "x")
     on_old = Requirement("tomli; python_version < '3.11'")
@@ -457,6 +460,27 @@ def test_the_tool_checks_what_wheels_ask_for(tool: ModuleType) -> None:
     assert not tool.needs(on_old, "3.11")
     assert not tool.needs(Requirement("pytest; extra == 'test'"), "3.11")
     assert not tool.needs(Requirement("colorama; sys_platform == 'win32'"), "3.11")
+    assert tool.needs(Requirement("pytest; extra == 'test'"), "3.11", {"test"})
+
+
+def test_the_tool_follows_extras(tool: ModuleType) -> None:
+    """Those that a root asks for, that these bring in turn, and no others."""
+    asked = {
+        "a": ("b[more]; extra == 'x'", "d; extra == 'y'", "e; python_version < '3.11'"),
+        "b": ("c; extra == 'more'", "b[most]; extra == 'more'", "d; extra == 'most'"),
+        "c": (),
+        "d": (),
+        "e": (),
+    }
+    wheels = {
+        name: [(tool.Contents(1, 1, tuple(map(Requirement, lines))), ["3.11"])]
+        for name, lines in asked.items()
+    }
+    found = tool.dependencies([Requirement("A[x]")], wheels)
+    names = {name: [item.name for item in needed] for name, needed in found.items()}
+    assert names == {"a": ["b"], "b": ["c", "b", "d"], "c": [], "d": [], "e": []}
+    plain = tool.dependencies([Requirement("a")], wheels)
+    assert not any(plain.values())
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -92,6 +92,19 @@ def test_names_and_targets() -> None:
     assert not any("{" in value for value in told.values())
 
 
+def test_variables() -> None:
+    vllm = find_recipe("vllm")
+    way = vllm.ways[-1]
+    wanted = building.Order(vllm, way, way.capabilities, Path("/t"), "sass+ptx", 2, None)
+    told = building.environment(wanted, "/somewhere/tree")
+    assert told["CUDAARCHS"] == "60-real;61-real;61-virtual"
+    assert "$ORIGIN/../torch/lib" in told["CMAKE_ARGS"]
+    assert building.environment(order(PASCAL), "/somewhere/tree") == {}
+    changed = replace(vllm, environment={**vllm.environment, "CMAKE_BUILD_TYPE": "Debug"})
+    digests = {building.digest(replace(wanted, recipe=item), NOTHING) for item in (vllm, changed)}
+    assert len(digests) == 2
+
+
 def test_an_unknown_package_names_those_there_are() -> None:
     with pytest.raises(CatalogError) as caught:
         find_recipe("llama.cpp")
@@ -212,6 +225,16 @@ def test_requirements_come_from_what_is_needed() -> None:
 def test_what_would_not_run_elsewhere(file: finish.Elf, said: str) -> None:
     with pytest.raises(finish.FinishError, match=said):
         finish.requirements([file], {"libb.so": "pkg/lib"}, CUDA)
+
+
+def test_the_stable_abi() -> None:
+    module = replace(elf(path="pkg/_C.abi3.so"), python=("PyModule_Create2", "PyBaseObject_Type"))
+    finish.check_abi3([module, elf()], "cp38")
+    later = replace(module, python=("PyModule_Create2", "PyType_GetName"))  # from 3.11 on
+    finish.check_abi3([later], "cp311")
+    for name in ("PyType_GetName", "_PyObject_GetDictPtr", "PyUnicode_AsUTF8"):
+        with pytest.raises(finish.FinishError, match=f"pkg/_C.abi3.so needs {name}, which"):
+            finish.check_abi3([replace(module, python=(name,))], "cp38")
 
 
 @pytest.mark.parametrize(

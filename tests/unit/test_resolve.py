@@ -87,13 +87,32 @@ def test_470_runs_cuda_11_and_not_12() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "names"), [("sglang", ["p40"]), ("tensorrt-llm", ["v100"]), ("vllm", ["k80"])]
+    ("engine", "names"),
+    [
+        ("sglang", ["p40"]),
+        ("tensorrt-llm", ["v100"]),
+        ("vllm", ["k80"]),
+        ("vllm", ["p40", "k80"]),
+        ("vllm", ["m40"]),
+    ],
 )
 def test_engines_that_cannot_are_refused_with_a_way_out(engine: str, names: list[str]) -> None:
     found = answer(*names, engine=engine)
     assert isinstance(found, Refusal)
     assert found.rule == "engine-refused"
     assert found.instead
+
+
+def test_vllm_is_for_pascal() -> None:
+    for names in (["p40"], ["p4", "p40", "p40"], ["p100"], ["p100", "gtx1060-6gb"]):
+        found = answer(*names, engine="vllm")
+        assert isinstance(found, Stack)
+        assert (found.facts.name, found.driver.branch.branch) == ("vllm-cuda-12", "580")
+    for names in (["v100"], ["p40", "v100"]):
+        refused = answer(*names, engine="vllm")
+        assert isinstance(refused, Refusal)
+        assert refused.rule == "engine-not-packaged"
+        assert any("0.19.1" in text for text in refused.because)
 
 
 def test_the_order_of_gpus_changes_nothing() -> None:

@@ -60,6 +60,7 @@ Progress = Callable[[str, int, int], None]
 _CHECKS = {
     "torch": Path(__file__).with_name("torch_check.py"),
     "llama-cpp": Path(__file__).with_name("llama_check.py"),
+    "vllm": Path(__file__).with_name("vllm_check.py"),
 }
 """For each engine the program that its environment's Python runs, and that prints JSON."""
 

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -118,9 +118,17 @@ def architectures(order: Order) -> str:
 
 def settings(order: Order, tree: str) -> dict[str, str]:
     """What the back end is told; ``tree`` is the folder it builds in."""
+    return _filled({**order.recipe.settings, **order.way.settings}, order, tree)
+
+
+def environment(order: Order, tree: str) -> dict[str, str]:
+    """The recipe's own variables."""
+    return _filled(order.recipe.environment, order, tree)
+
+
+def _filled(values: Mapping[str, str], order: Order, tree: str) -> dict[str, str]:
     slots = dict(zip(_SETTING_SLOTS, (architectures(order), tree), strict=True))
-    together = {**order.recipe.settings, **order.way.settings}
-    return {key: value.format(**slots) for key, value in together.items()}
+    return {key: value.format(**slots) for key, value in values.items()}
 
 
 def order(
@@ -201,6 +209,8 @@ def digest(order: Order, changes: Changes) -> str:
         else order.toolchain.name,
         order.version,
     ]
+    if told := environment(order, "/build/tree"):
+        content.append(told)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -251,6 +261,7 @@ def compile_wheel(
         toolchain,
         found,
         settings(order, "/build/tree"),
+        environment(order, "/build/tree"),
         changes,
         lock.select(interpreter[0]),
     )
@@ -460,6 +471,7 @@ def _prepare(
     scratch.mkdir()
     variables = environ.variables(order.toolchain, scratch, root)
     variables["PATH"] = f"{tools / 'bin'}:{variables['PATH']}"
+    variables.update(environment(order, str(root / "tree")))
     variables["CMAKE_BUILD_PARALLEL_LEVEL"] = variables["MAX_JOBS"] = str(order.jobs)
     launcher = root / "launch"
     launcher.write_text(

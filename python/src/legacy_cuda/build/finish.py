@@ -26,6 +26,7 @@ from legacy_cuda.catalog.recipes import Recipe
 from legacy_cuda.catalog.toolchains import CudaLibrary, Toolchain
 
 _ELF = b"\x7fELF"
+_OF_PYTHON = re.compile(r"_?Py[A-Z_]")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a ZIP file can name
 # The oldest glibc of systems whose libstdc++ has these symbols: GLIBCXX_3.4.29 came with gcc 11
 # (Enterprise Linux 9: glibc 2.34), 3.4.30 with gcc 12 (Ubuntu 22.04: 2.35, Debian 12: 2.36), by
@@ -41,13 +42,15 @@ class FinishError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Elf:
     """What a program or library needs: sonames, where it looks for them, the oldest glibc of a
-    system whose C and C++ libraries have the symbols that it uses."""
+    system whose C and C++ libraries have the symbols that it uses, and which of Python's symbols
+    it leaves undefined."""
 
     path: str
     soname: str
     needed: tuple[str, ...]
     search: tuple[str, ...]
     glibc: tuple[int, int]
+    python: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,9 @@ def read_elf(path: Path, name: str) -> Elf:
     from elftools.elf.dynamic import DynamicSection
     from elftools.elf.elffile import ELFFile
     from elftools.elf.gnuversions import GNUVerNeedSection
+    from elftools.elf.sections import SymbolTableSection
 
-    needed, search, soname, newest = [], [], "", (0, 0)
+    needed, search, soname, newest, python = [], [], "", (0, 0), []
     try:
         with path.open("rb") as file:
             for section in ELFFile(file).iter_sections():
@@ -93,13 +97,19 @@ def read_elf(path: Path, name: str) -> Elf:
                             search += [part for part in parts if part]
                         elif kind == "soname":
                             soname = text
+                elif isinstance(section, SymbolTableSection) and section.name == ".dynsym":
+                    python += [
+                        item.name
+                        for item in section.iter_symbols()
+                        if item.entry.st_shndx == "SHN_UNDEF" and _OF_PYTHON.match(item.name)
+                    ]
                 elif isinstance(section, GNUVerNeedSection):
                     for _, versions in section.iter_versions():
                         for version in versions:
                             newest = max(newest, _needs_glibc(str(version.name), name))
     except (ELFError, ValueError) as error:
         raise FinishError(f"{name} is no ELF file: {error}") from error
-    return Elf(name, soname, tuple(needed), tuple(search), newest)
+    return Elf(name, soname, tuple(needed), tuple(search), newest, tuple(python))
 
 
 def _needs_glibc(symbols: str, name: str) -> tuple[int, int]:
@@ -115,6 +125,27 @@ def _needs_glibc(symbols: str, name: str) -> tuple[int, int]:
             raise FinishError(f"{name} needs {symbols}: which systems have it is not known here")
         return _GLIBCXX[version]
     return (0, 0)
+
+
+def check_abi3(files: Iterable[Elf], interpreter: str) -> None:
+    """Check that extensions for every Python from ``interpreter`` (``cp38``) on use nothing but
+    what has been in Python's stable ABI since.
+
+    Raises:
+        FinishError: one uses something else.
+    """
+    from abi3info import DATAS, FUNCTIONS
+    from abi3info.models import PyVersion
+
+    oldest = PyVersion(3, int(interpreter.removeprefix("cp3")))
+    known = [*FUNCTIONS.values(), *DATAS.values()]
+    stable = {item.symbol.name for item in known if item.added <= oldest}
+    for file in files:
+        if others := set(file.python) - stable:
+            raise FinishError(
+                f"{file.path} needs {', '.join(sorted(others))}, which the stable ABI of "
+                f"{interpreter} does not have"
+            )
 
 
 def requirements(files: Iterable[Elf], site: Mapping[str, str], toolchain: Toolchain) -> list[str]:
@@ -209,6 +240,8 @@ def finish(
         *recipe.requires,
         *requirements(elves, {**recipe.libraries, **site}, toolchain),
     ]
+    if tag.abi == "abi3":
+        check_abi3(elves, tag.interpreter)
     glibc = max([_OLDEST_GLIBC, *(elf.glibc for elf in elves)])
     platform = f"manylinux_{glibc[0]}_{glibc[1]}_x86_64" if elves else "any"
     new = f"{stem}.dist-info"

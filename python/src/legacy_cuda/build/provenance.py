@@ -36,6 +36,7 @@ class Inputs:
     toolchain: Toolchain
     toolchain_source: dict[str, str]
     settings: dict[str, str]
+    environment: dict[str, str]
     changes: Changes
     wheels: Sequence[LockedFile]
 
@@ -177,6 +178,7 @@ def statement(
                 },
                 "internalParameters": {
                     "settings": inputs.settings,
+                    "environment": inputs.environment,
                     "toolchain": {
                         "name": inputs.toolchain.name,
                         **(inputs.toolchain_source or {"source": "pinned"}),

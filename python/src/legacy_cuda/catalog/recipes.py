@@ -48,7 +48,8 @@ class Way:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A package at one version. ``settings`` are those of the build back end (PEP 517).
+    """A package at one version. ``settings`` are those of the build back end (PEP 517), and
+    ``environment`` variables that it or what it runs is told by.
 
     ``overlay`` names a folder of ours that is laid over the sources, "" where there is none.
     ``local`` is the local version where that does not depend on the GPU: "" for a package with
@@ -65,6 +66,7 @@ class Recipe:
     local: str
     lock: str
     settings: dict[str, str]
+    environment: dict[str, str]
     requires: tuple[str, ...]
     libraries: dict[str, str]
     disk: int
@@ -125,6 +127,7 @@ def _recipe(row: dict[str, Any]) -> Recipe:
         local=row.get("local", ""),
         lock=row["lock"],
         settings=row["settings"],
+        environment=row.get("environment", {}),
         requires=tuple(row.get("requires", ())),
         libraries=row.get("libraries", {}),
         disk=row["disk"],

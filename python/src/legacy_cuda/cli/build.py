@@ -30,9 +30,9 @@ def add(subparsers: Any) -> None:
         description="Make a wheel that runs on these GPUs, the same bytes on every machine. "
         "triton and torch: the published wheel, by its sha256, with our patches applied to its "
         "Python files under a local version (legacy-cuda up does that by itself). "
-        "llama-cpp-python and llama-cpp-tools: compiled from the published sources with a pinned "
-        "compiler for just these GPUs, audited, with a bill of materials and its provenance. What "
-        "a compilation that was broken off has done is kept.",
+        "llama-cpp-python, llama-cpp-tools and vllm: compiled from the published sources with a "
+        "pinned compiler for just these GPUs, audited, with a bill of materials and its "
+        "provenance. What a compilation that was broken off has done is kept.",
         epilog="examples:\n"
         "  legacy-cuda build triton --for p40\n"
         "  legacy-cuda build torch --for p40,m40 --python 3.12 --output ~/wheels\n"
@@ -44,7 +44,9 @@ def add(subparsers: Any) -> None:
         formatter_class=output.HelpFormatter,
     )
     parser.add_argument(
-        "package", help="triton, torch, llama-cpp-python or llama-cpp-tools", metavar="PACKAGE"
+        "package",
+        help="triton, torch, llama-cpp-python, llama-cpp-tools or vllm",
+        metavar="PACKAGE",
     )
     parser.add_argument(
         "--for",

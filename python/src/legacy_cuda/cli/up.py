@@ -28,7 +28,8 @@ def add(subparsers: Any) -> None:
         "  legacy-cuda up k80 --python 3.10 --path ~/envs/k80\n"
         "  legacy-cuda up p4000 gtx1060-6gb --json\n"
         "  legacy-cuda up p40 --engine llama-cpp\n"
-        "  legacy-cuda up p40 --engine llama-cpp --index ~/wheels\n\n"
+        "  legacy-cuda up p40 --engine llama-cpp --index ~/wheels\n"
+        "  legacy-cuda up p40 --engine vllm\n\n"
         "mirrors, proxies and credentials are set up as for uv (UV_DEFAULT_INDEX, ...)",
         formatter_class=output.HelpFormatter,
     )
@@ -112,7 +113,7 @@ def _build(plan: Any, found: list[Any], offline: bool) -> list[Any]:
         if wheel is None:
             print(f"compiling {need.recipe.package} {need.version}", file=sys.stderr, flush=True)
             with output.steps() as tell:
-                wheel = provide.build(need, offline, (plan.python, plan.interpreter), tell)
+                wheel = provide.build(need, offline, _interpreter(need, plan), tell)
         if wheel.as_recorded is False:
             print(
                 f"warning: {wheel.path.name} is not what the catalog records: sha256 "
@@ -121,6 +122,18 @@ def _build(plan: Any, found: list[Any], offline: bool) -> list[Any]:
             )
         wheels.append(wheel)
     return wheels
+
+
+def _interpreter(need: Any, plan: Any) -> tuple[str, str]:
+    """The Python that a package is built with: the environment's, if its back end is locked for
+    it, else another; the wheel is for all of them."""
+    from legacy_cuda.catalog.locks import load_lock
+    from legacy_cuda.environment import choose_python
+
+    pythons = load_lock(need.recipe.lock).pythons
+    if plan.python in pythons:
+        return plan.python, plan.interpreter
+    return choose_python(pythons[::-1])
 
 
 def _announce(plan: Any, found: list[Any]) -> None:

@@ -1,0 +1,155 @@
+"""``legacy-cuda up --engine vllm`` for real: installed, audited, and asked what it can do.
+
+Takes the wheel from the cache or from LEGACY_CUDA_INDEX, else compiles it: an hour with one
+processor. No GPU is needed; what vLLM makes of cards it asks NVML for, which is stood in for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from legacy_cuda.catalog.locks import load_lock
+from legacy_cuda.fetch import uv_binary
+
+pytestmark = pytest.mark.large
+
+ASK = Path(__file__).parents[1] / "vllm" / "configurations.py"
+CARDS = {
+    "p40": ("Tesla P40", "6.1", "24576"),
+    "p4": ("Tesla P4", "6.1", "7680"),
+    "p100": ("Tesla P100-PCIE-16GB", "6.0", "16384"),
+    "2xp40": ("Tesla P40", "6.1", "24576", "2"),
+}
+
+
+@dataclass
+class Made:
+    """An environment that ``up`` made, and what it said about it."""
+
+    folder: Path
+    document: dict[str, Any]
+
+    def run(self, *words: str | Path) -> str:
+        done = subprocess.run(
+            [self.folder / "bin" / words[0], *words[1:]],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    home = tmp_path_factory.mktemp("up")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "legacy_cuda", "up", "p40", "--engine", "vllm", "--json"],
+            env={**os.environ, "LEGACY_CUDA_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield Made(home / "p40-vllm", json.loads(done.stdout))
+    finally:
+        shutil.rmtree(home)
+
+
+def test_it_is_proven(made: Made) -> None:
+    document = made.document
+    assert document["good"]
+    (verdict,) = document["audit"]
+    own = {item["path"]: item for item in verdict["libraries"] if item["path"][:5] == "vllm/"}
+    assert set(own) == {"vllm/_C.abi3.so", "vllm/_moe_C.abi3.so"}
+    for item in own.values():
+        assert item["sass"] == item["containers"] > 0
+    assert document["check"]["command"] == document["packages"]["vllm"]
+    assert document["check"]["torch"] == document["packages"]["torch"]
+
+
+def test_the_command_says_its_version(made: Made) -> None:
+    assert made.run("vllm", "--version").split()[-1] == made.document["packages"]["vllm"]
+
+
+def test_everything_that_is_required_is_there(made: Made) -> None:
+    """As uv sees it; and the lock is made from what vLLM requires, and of the rest only pip."""
+    check = [uv_binary(), "pip", "check", "--python", made.folder / "bin" / "python"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (metadata,) = made.folder.glob("lib/python3*/site-packages/vllm-*.dist-info/METADATA")
+    lines = HeaderParser().parsestr(metadata.read_text(encoding="utf-8")).get_all("Requires-Dist")
+    lock = load_lock("vllm-0.14.0")
+    wanted = {
+        (canonicalize_name(item.name), frozenset(item.extras))
+        for item in map(Requirement, lines or ())
+        if any(
+            item.marker is None or item.marker.evaluate({"extra": "", "python_version": python})
+            for python in lock.pythons
+        )
+    }
+    roots = {
+        (canonicalize_name(item.name), frozenset(item.extras))
+        for item in map(Requirement, lock.roots)
+    }
+    assert roots == {*wanted, ("pip", frozenset())}
+
+
+def test_there_is_one_cuda(made: Made) -> None:
+    names = set(made.document["packages"])
+    assert {name for name in names if "cuda-runtime" in name} == {"nvidia-cuda-runtime-cu12"}
+    assert not [name for name in names if name.endswith(("-cu11", "-cu13")) or "cupy" in name]
+    site = next(made.folder.glob("lib/python3*/site-packages"))
+    assert len(list(site.rglob("libcudart.so*"))) == 1
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_what_it_makes_of_configurations(made: Made, card: str) -> None:
+    name, capability, *_ = CARDS[card]
+    document = json.loads(made.run("python", ASK, *CARDS[card]))
+    two = card == "2xp40"
+    assert (document["platform"], document["name"]) == ("NvmlCudaPlatform", name)
+    assert (document["capability"], document["cards"]) == (capability, 2 if two else 1)
+    rows = document["configurations"]
+    taken = {label: row for label, row in rows.items() if row["taken"]}
+    assert {row["attention"] for row in taken.values()} == {"TRITON_ATTN"}
+    for label, dtype in (
+        ("llama in bfloat16", "float16"),
+        ("llama, --dtype half", "float16"),
+        ("llama, --dtype float32", "float32"),
+        ("qwen3 in bfloat16", "float16"),
+        ("gemma3 in bfloat16", "float32"),
+        ("mixtral in bfloat16", "float16"),
+    ):
+        assert taken[label]["dtype"] == dtype
+    assert any("65504" in text for text in taken["llama in bfloat16"]["warnings"])
+    for label, quantization in (
+        ("gptq, 4 bits", "gptq"),
+        ("awq, 4 bits", "awq"),
+        ("bitsandbytes, NF4", "bitsandbytes"),
+        ("mixtral in gptq, moe_wna16", "moe_wna16"),
+        ("compressed-tensors, w4a16", "compressed-tensors"),
+    ):
+        assert taken[label]["quantization"] == quantization
+    refused = {label: row["message"] for label, row in rows.items() if not row["taken"]}
+    for label in ("fp8", "mxfp4"):
+        assert "is not supported for the current GPU" in refused.pop(label)
+    assert "float16" in refused.pop("gemma3, --dtype half")
+    assert "compute capability not supported" in refused.pop("deepseek_v2 in bfloat16")
+    assert set(refused) == (set() if two else {label for label in rows if "two cards" in label})
+    if two:
+        assert taken["two cards, tensor parallel"]["executor"] == "mp"
