@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -316,3 +317,22 @@ def test_the_script_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     assert done.returncode == 3
     assert "error: " in done.stderr and "->" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_nothing_of_the_working_folder_is_run(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "random", "queue", "legacy_cuda"):
+        (tmp_path / f"{name}.py").write_text('raise SystemExit("it was run")\n')
+    started: list[list[str]] = []
+    monkeypatch.setattr(bootstrap, "start", lambda _, arguments: started.append(arguments))
+    monkeypatch.setitem(sys.modules, "bootstrap", bootstrap)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["legacy-cuda", "gpus", "--json"])
+    runpy.run_path(str(ROOT / "legacy-cuda"))
+    (arguments,) = started
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"schema": "legacy-cuda/gpus/' in done.stdout
