@@ -468,7 +468,10 @@ def test_fixes_are_for_the_system_and_the_card(tmp_path: Path) -> None:
 
     assert "nvidiaPackages.legacy_580;" in fix("a", "p40", "nixos")
     assert "nvidiaPackages.legacy_470;" in fix("b", "k80", "nixos")
-    assert "apt-get install nvidia-driver &&" in fix("c", "p40", "debian")
+    debian = fix("c", "p40", "debian")
+    assert "^cuda-drivers" in debian and debian.index("$ sudo apt-get purge") < debian.index(
+        "$ sudo apt-get install nvidia-driver &&"
+    )  # apt takes no older driver while the newer one is there
     assert "nvidia-driver-580 " in fix("d", "v100", "ubuntu")
     assert "nvidia-tesla-470-driver" in fix("e", "k80", "debian")
     assert "on the host" in fix("f", "p40", "nixos", container=True)
@@ -725,7 +728,8 @@ def test_any_mixture_has_one_finding_a_rule(lines: list[str]) -> None:
 
 def test_about_gpus_is_bounded() -> None:
     lines = kernel.about_gpus(f"NVRM: {number} {'x' * 5000}" for number in range(20_000))
-    assert len(lines) == 5000 and lines[-1].startswith("NVRM: 19999") and len(lines[0]) == 1000
+    assert len(lines) == 5000 and lines[-1].startswith("NVRM: 19999") and len(lines[0]) <= 1000
+    assert all(line.partition(" ")[0] == "NVRM:" for line in lines)
 
 
 # ----------------------------------------------------------------------- the command line
@@ -1086,6 +1090,7 @@ def test_a_fresh_machine_is_told_to_install_the_driver(tmp_path: Path) -> None:
 
 
 SYSTEMS = ("debian", "ubuntu", "nixos", "arch")
+PLAIN = ("debian", "ubuntu", "arch")
 
 
 @pytest.mark.parametrize(
@@ -1093,7 +1098,27 @@ SYSTEMS = ("debian", "ubuntu", "nixos", "arch")
     [
         ("D1", "p40", "debian", "nvidia-driver-pinning-580", "nvidia-driver-pinning-470"),
         ("D1", "p40", "debian", "--allow-downgrades cuda-drivers-580", "?"),
-        ("D2", "p40", "debian", "nvidia-kernel-open-dkms", "apt-get purge"),
+        ("D1", "p40", "ubuntu", "install nvidia-driver-pinning-580", "first: $"),
+        ("D2", "p40", "debian", "install nvidia-driver-pinning-580", "pinning-470"),
+        ("D2", "p40", "debian", "purge nvidia-open nvidia-kernel-open-dkms", "pinning-470"),
+        ("D2", "p40", "debian", "install nvidia-kernel-dkms nvidia-open-kernel-dkms- ", "?"),
+        ("D3", "k80", "debian", "update-glx --config nvidia    # choose tesla-470", "?"),
+        ("D13", "p40", "debian", "install linux-headers-amd64 nvidia-driver &&", "?"),
+        ("D13", "k80", "debian", "linux-headers-amd64 nvidia-tesla-470-driver &&", "?"),
+        *(("D14", "p40", system, "NVreg_TemporaryFilePath=/var/tmp", "?") for system in PLAIN),
+        *(
+            ("D14", "p40", system, "systemctl enable nvidia-suspend.service", "?")
+            for system in PLAIN
+        ),
+        ("D15", "p40", "debian", "apt-get install nvidia-modprobe\n$ sudo nvidia-modprobe", "?"),
+        ("D15", "p40", "nixos", "nixos-rebuild switch && sudo modprobe nvidia_uvm", "?"),
+        ("D16", "k80", "debian", "libnvidia-tesla-470-cuda1", "?"),
+        ("D16", "p40", "ubuntu", "$(cut -d. -f1 /sys/module/nvidia/version)", "compute-580"),
+        ("H7", "k80", "debian", "legacy-cuda plan MODEL --gpu k80", "vLLM"),
+        ("H1", "p40", "debian", "/sys/firmware/efi", "CSM (legacy boot) off\n"),
+        ("P14", "k80", "nixos", "up k80 --engine llama-cpp", "NF4"),
+        ("P14", "m40", "debian", "audit bitsandbytes==VERSION --gpu m40", "Kepler"),
+        ("E7", "p40", "nixos", "cudaPackages = pkgs.cudaPackages_12_9;", "cudaPackages_12_9_"),
         ("D13", "p40", "ubuntu", "mokutil --sb-state", "?"),
         ("D13", "p40", "arch", "block nouveau", "?"),
         ("D19", "p40", "ubuntu", "update-secureboot-policy", "?"),
@@ -1115,6 +1140,30 @@ def test_lines_of_fixes(
     facts = Machine(tmp_path, gpu, system=system).facts()
     text = "\n".join(finding(facts, RULES[rule_id], ()).fix)
     assert says in text and not_says not in text
+
+
+@pytest.mark.parametrize("system", ["debian", "ubuntu"])
+@pytest.mark.parametrize("rule_id", ["D1", "D2"])
+def test_the_branch_is_held_before_the_machine_starts_anew(rule_id: str, system: str) -> None:
+    """Without it NVIDIA's repository brings the newest branch, which ignores the card."""
+    lines = RULES[rule_id].fix[system]
+    held = lines.index("$ sudo apt-get install nvidia-driver-pinning-{branch}")
+    assert held < next(number for number, line in enumerate(lines) if "reboot" in line)
+
+
+def test_settings_of_nixos_are_followed_by_a_rebuild() -> None:
+    for rule in data.rules():
+        lines = rule.fix.get("nixos", ())
+        if any(line.startswith(("hardware.", "services.")) for line in lines):
+            assert any(line.startswith("$ sudo nixos-rebuild ") for line in lines), rule.id
+
+
+def test_a_container_reloads_no_module_of_its_host(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40")
+    machine.write("/.dockerenv", "")
+    for rule in data.rules():
+        text = "\n".join(finding(machine.facts(), rule, ()).fix)
+        assert not re.search(r"\$ .*\b(rmmod|modprobe)\b", text), (rule.id, text)
 
 
 def test_every_name_in_braces_is_known() -> None:
@@ -1168,12 +1217,13 @@ def test_a_kernel_log_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.M
 def test_the_end_of_a_long_kernel_log(monkeypatch: pytest.MonkeyPatch) -> None:
     class Done:
         returncode = 0
-        stdout = b"x" * (9 << 20) + b"end"
+        stdout = b"half" * (9 << 18) + b"\nwhole\n" + b"x" * (7 << 20) + b"end"
 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: Done)
     monkeypatch.setattr(os, "access", lambda *_: True)
     said = system_log.read()
     assert said is not None and len(said.text) <= 8 << 20 and said.text.endswith("end")
+    assert said.text.startswith("whole\n")
 
 
 def test_only_kernel_texts_are_looked_for_in_the_kernel_log(tmp_path: Path) -> None:

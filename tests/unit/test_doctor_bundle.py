@@ -17,11 +17,13 @@ from jsonschema import Draft202012Validator
 from machines import TODAY, Machine
 
 from legacy_cuda import catalog
+from legacy_cuda.catalog.doctor import rules_of
 from legacy_cuda.cli import main
-from legacy_cuda.doctor import bundle, redact
+from legacy_cuda.doctor import bundle, logs, redact
 from legacy_cuda.doctor.diagnosis import changes, diagnose
 from legacy_cuda.doctor.facts import Facts
 from legacy_cuda.doctor.place import Place
+from legacy_cuda.doctor.probes import kernel
 
 NOBODY = redact.Known()
 ALICE = "alicecarol"
@@ -173,6 +175,7 @@ def planted(root: Path) -> tuple[str, ...]:
         *("1234567890123", "fe80::dead:beef", "corp.example.net"),
     )
     machine = Machine(root, "p40", opened=True)
+    machine.write("/proc/sys/kernel/osrelease", "6.12.9-vault7\n")
     machine.write("/etc/hostname", "vault7.corp.example.net\n")
     machine.write("/etc/passwd", f"{ALICE}:x:1000:1000::/x:/bin/sh\n")
     lines = "".join(
@@ -190,6 +193,84 @@ def planted(root: Path) -> tuple[str, ...]:
     )
     machine.write("/etc/os-release", 'ID=debian\nPRETTY_NAME="Debian of vault7"\n')
     return secrets
+
+
+KEY = "Sup3rS3cretValue!"
+UUID = "12345678-1234-1234-1234-1234567890ab"
+NO_IMAGE = "no kernel image is available for execution on the device"
+LONG = (
+    f"{'x' * 40} vllm serve m --api-key {KEY * 12} CUDA error: {NO_IMAGE}",
+    f"CUDA error: {NO_IMAGE} {'y ' * 112}GPU-{UUID} z",
+)
+
+
+@pytest.mark.parametrize("line", LONG)
+def test_no_piece_of_a_secret_stays(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines are cut where they are shown, after they were redacted: half a key is no key."""
+    (tmp_path / "a.log").write_text(line + "\n")
+    path = tmp_path / "x.tar.gz"
+    assert main(["doctor", "--log", str(tmp_path / "a.log"), "--bundle", str(path)]) == 1
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+    for text in members(path).values():
+        assert NO_IMAGE in " ".join(text.split()) and "12345678" not in text
+        assert not any(KEY[at : at + 5] in text for at in range(len(KEY) - 4))
+
+
+def filler(size: int) -> str:
+    return ("a b c d " * (size // 8 + 1))[:size]
+
+
+@pytest.mark.parametrize("secret", [f"--api-key {KEY}", f"GPU-{UUID}", f"token: Bearer {KEY}"])
+def test_no_piece_of_a_secret_stays_where_a_line_is_cut(
+    secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long line what is around the text is kept, and it is read in blocks: either cut goes
+    through the secret, at each of its letters."""
+    monkeypatch.setattr(logs, "BLOCK", 4096)
+    monkeypatch.setattr(logs, "LINE", 3000)
+    for at in range(-4, len(secret) + 8):
+        lines = [
+            f"{filler(500)} {secret} {filler(2000 - at)} {NO_IMAGE}",
+            f"{NO_IMAGE} {filler(2000 - len(NO_IMAGE) - at)} {secret} {filler(900)}",
+            f"{filler(4096 - 400 - at)} {secret} {filler(330)} {NO_IMAGE} {filler(900)}",
+            f"{filler(3000)} {NO_IMAGE} {filler(1096 - len(NO_IMAGE) - at)} {secret} {filler(99)}",
+        ]
+        for number, line in enumerate(lines):
+            (hit,) = logs.scan(logs.blocks(io.BytesIO(line.encode())), rules_of("program")).hits
+            shown = "".join(redact.redacted(item.text, NOBODY) for item in hit.lines)
+            assert NO_IMAGE in shown
+            for word in (KEY, UUID):
+                pieces = [word[n : n + 5] for n in range(len(word) - 4)]
+                assert not any(piece in shown for piece in pieces), (number, at, shown)
+
+
+def test_a_cut_line_of_the_kernel() -> None:
+    for size in range(940, 1000):
+        (line,) = kernel.about_gpus([f"NVRM: {'a' * (size - 6)} GPU-{UUID} {'b ' * 50}"])
+        assert "1234" not in redact.redacted(line, NOBODY)
+
+
+def test_other_machines_and_accounts_of_services(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40")
+    machine.write(
+        "/etc/systemd/system/ai.service",
+        "[Service]\nUser=svcdora\n"
+        "Environment=OLLAMA_HOST=rack7:11434 LLAMA_ARG_RPC=rack7:1,rack7:2 "
+        f"OLLAMA_ORIGINS=localhost,{WEB}rack7 VLLM_HOST_IP=[::]:8000\n"
+        "ExecStart=/usr/bin/env MASTER_ADDR=rack7 /usr/bin/llama-server "
+        "--host 127.0.0.1 --rpc rack7:1 --allowed-origins=rack7 "
+        "--no-host --flash-attn on --addr=0.0.0.0:1 --host 127.rack7\n",
+    )
+    engines = machine.facts().engines
+    assert engines is not None
+    (service,) = engines.services
+    assert "rack7" not in repr(service) and "svcdora" not in repr(service)
+    assert service.variable("VLLM_HOST_IP") == "[::]:8000"
+    words = " ".join(service.command.value)
+    assert "--host 127.0.0.1 --rpc (hidden) --allowed-origins=(hidden)" in words
+    assert "--no-host --flash-attn on --addr=0.0.0.0:1 --host (hidden)" in words
 
 
 def members(path: Path) -> dict[str, str]:

@@ -695,7 +695,7 @@ def test_a_service_of_nixos_and_its_secrets(tmp_path: Path) -> None:
     engines = machine.facts().engines
     assert engines is not None
     (service,) = engines.services
-    assert service.engine == "ollama" and service.user == "ollama"
+    assert service.engine == "ollama"
     assert service.variable("OLLAMA_FLASH_ATTENTION") == "1"
     assert dict(service.variables)["OLLAMA_FLASH_ATTENTION"].source == "/etc/ollama.env"
     assert service.variable("OLLAMA_HOST") == "0.0.0.0"
@@ -748,7 +748,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, text: str | None) -> list[str]:
         units_asked.append(unit)
         return system_log.Said(text, f"journalctl --unit {unit}") if text is not None else None
 
-    service = Service("ai.service", "ollama", Fact(("ollama",), "/x"), (), None, None)
+    service = Service("ai.service", "ollama", Fact(("ollama",), "/x"), (), None)
     monkeypatch.setattr(engines, "services", lambda place: iter([service]))
     monkeypatch.setattr(system_log, "of_unit", of_unit)
     return units_asked

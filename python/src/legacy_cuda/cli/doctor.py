@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"error": ("red", "bold"), "warning": ("yellow", "bold"), "info": ("bold",)}
 _INDENT = 9
+_SHOWN = 300  # characters of a log's line
 
 
 def add(subparsers: Any) -> None:
@@ -142,6 +143,9 @@ def _bundle(path: Path, root: Path, facts: Facts, diagnosis: Diagnosis, scan: Sc
     if facts.system is not None:
         name = redact.redacted(facts.system.name, known)
         facts = replace(facts, system=replace(facts.system, name=name))
+    if facts.kernel is not None and (release := facts.kernel.release) is not None:
+        release = replace(release, value=redact.redacted(release.value, known))
+        facts = replace(facts, kernel=replace(facts.kernel, release=release))
     page = io.StringIO()
     with contextlib.redirect_stdout(page):
         _show(facts, clean, scan)
@@ -256,7 +260,11 @@ def _finding(finding: Finding, because_of: str | None) -> dict[str, Any]:
         "confidence": finding.confidence,
         "because_of": because_of,
         "evidence": [
-            {"text": item.text, "source": item.source, "gpu": item.gpu and item.gpu.name}
+            {
+                "text": _around(item.text, finding.rule),
+                "source": item.source,
+                "gpu": item.gpu and item.gpu.name,
+            }
             for item in finding.evidence
         ],
         "evidence_left_out": finding.left_out,
@@ -349,11 +357,19 @@ def _show_finding(finding: Finding) -> None:
 def _show_evidence(finding: Finding, most: int) -> None:
     for number, item in enumerate(finding.evidence[:most]):
         label = "  seen" if number == 0 else ""
-        print(output.wrapped(label, _line(item.text), _INDENT))
+        print(output.wrapped(label, _line(_around(item.text, finding.rule)), _INDENT))
         print(output.wrapped("", output.paint(_line(item.source), "dim"), _INDENT))
     left = finding.left_out + max(0, len(finding.evidence) - most)
     if left:
         print(" " * _INDENT + output.paint(f"and {left} more", "dim"))
+
+
+def _around(text: str, rule: Rule) -> str:
+    """Of a long line the part that shows the rule. Cut last of all: in a line that was cut before,
+    a secret would no longer be recognised as one."""
+    at = next((at for item in rule.patterns if (at := text.find(item.text)) >= 0), 0)
+    part = text[at - _SHOWN // 4 :] if len(text) > _SHOWN and at >= _SHOWN // 2 else text
+    return part if not rule.patterns or len(part) <= _SHOWN else f"{part[: _SHOWN - 4]} ..."
 
 
 def _show_lines(label: str, lines: tuple[str, ...]) -> None:

@@ -212,7 +212,6 @@ class Service:
     engine: str
     command: Fact[tuple[str, ...]]
     variables: tuple[tuple[str, Fact[str]], ...]
-    user: str | None
     private_devices: Fact[str] | None
 
     def variable(self, name: str) -> str | None:

@@ -17,11 +17,16 @@ from legacy_cuda.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
 LINE = 1 << 16  # a longer line is taken in pieces
-SHOWN = 300  # characters of a line that are kept
 KEPT = 5  # lines kept of each rule
 COUNTED = 1000  # lines counted of each rule; more is as good as this
 _AROUND = 2000  # characters before and after a text that count as its line, at most
 _OVERLAP = 400  # of pieces of a long line, so that a text on their border is found
+_WORD = re.compile(r"\s*\S+\s+")
+_NAMES_SECRET = re.compile(
+    r"key|token|secret|pass|credential|auth|cookie|session|bearer|basic|serial|asset|board|machine",
+    re.IGNORECASE,
+)
+_CLEAR = 3  # words that go behind a cut: half an option, a word such as Bearer, and the secret
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor moves (ECMA-48)
 _MARKS = (
@@ -79,8 +84,10 @@ def blocks(stream: BinaryIO) -> Iterator[str]:
         text = rest + decoder.decode(data)
         end = text.rfind("\n") + 1
         if end == 0 and len(text) > LINE:
-            yield text
-            rest = text[-_OVERLAP:]
+            blank = text.rfind(" ", len(text) - _OVERLAP // 2)
+            yield text if blank < 0 else text[:blank]
+            begin = len(text) - _OVERLAP
+            rest = text[_behind_names(text, begin, begin + _OVERLAP // 2) or begin :]
         else:
             rest = text[end:]
             if end:
@@ -106,9 +113,13 @@ def _encoding(data: bytes) -> str:
 
 
 def clean(text: str) -> str:
-    """A line as it may be shown: no control characters, no blanks at its ends, not too long."""
-    shown = "".join(sign if sign.isprintable() else " " for sign in text).strip()
-    return shown if len(shown) <= SHOWN else shown[: SHOWN - 4] + " ..."
+    """A line as it may be shown: no control characters, no blanks at its ends."""
+    return "".join(sign if sign.isprintable() else " " for sign in text).strip()
+
+
+def shortened(line: str, size: int) -> str:
+    """The beginning of a line, to a blank: half a word could hide from :mod:`.redact`."""
+    return line if len(line) <= size else line[: size + 1].rpartition(" ")[0]
 
 
 def scan(texts: Iterable[str], rules: Sequence[Rule]) -> Scan:
@@ -161,5 +172,30 @@ def _in_block(
                 counted = at
                 if number not in seen:
                     seen.add(number)
-                    shown_from = begin if at - begin < SHOWN // 2 else at - SHOWN // 4
-                    yield number, rule.id, clean(text[shown_from:end])
+                    behind = at + len(pattern.text)
+                    line = text[_first(text, begin, at) : behind] + _last(text, behind, end)
+                    yield number, rule.id, clean(line)
+
+
+def _first(text: str, begin: int, at: int) -> int:
+    """Where the line begins or, if it was cut there, the first word that no half word names."""
+    if begin == 0 or text[begin - 1] in "\r\n":
+        return begin
+    return _behind_names(text, begin, at) or at
+
+
+def _behind_names(text: str, begin: int, end: int) -> int | None:
+    """Where behind a cut nothing is the value of a name that went with it: behind three words that
+    name no secret. None if that is not before ``end``."""
+    clear = 0
+    for word in _WORD.finditer(text, begin, end):
+        clear = 0 if _NAMES_SECRET.search(word[0]) else clear + 1
+        if clear == _CLEAR:
+            return word.end()
+    return None
+
+
+def _last(text: str, behind: int, end: int) -> str:
+    """The end of the line, up to its last whole word if it was cut there."""
+    cut = end < len(text) and text[end] not in "\r\n"
+    return text[behind:end].rpartition(" ")[0] if cut else text[behind:end]

@@ -514,6 +514,7 @@ def windows(gpu: Gpu) -> dict[str, str]:
         "driver": last.latest if last else "?",
         "nixos_driver": (last.nixos_attribute if last else None) or "production",
         "toolkit": catalog.dotted(toolkits[-1].version) if toolkits else "?",
+        "nix_toolkit": "{}_{}".format(*toolkits[-1].version) if toolkits else "?",
         "gcc": str(toolkits[-1].gcc_max) if toolkits else "?",
         "open": "true" if gpu.facts.open_kernel_module else "false",
         "flavour": "open" if gpu.facts.open_kernel_module else "proprietary",

@@ -64,5 +64,8 @@ def _said(command: tuple[str, ...], seconds: float) -> str | None:
             )
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout[-_BYTES:].decode("utf-8", "replace") if done.returncode == 0 else None
+        text = done.stdout[-_BYTES:].decode("utf-8", "replace")
+        if len(done.stdout) > _BYTES:
+            text = text.partition("\n")[2]  # without half a line
+        return text if done.returncode == 0 else None
     return None

@@ -23,7 +23,13 @@ _ABOUT_GPUS = re.compile(
     r"(CUDA|NVIDIA|NCCL|OLLAMA|GGML|LLAMA_ARG|VLLM|SGLANG|TORCH|TRITON|PYTORCH)_\w+|LD_LIBRARY_PATH"
 )
 SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
+OTHERS = re.compile(r"host|rpc|origin|addr", re.IGNORECASE)
+"""Options and variables that name machines, other ones too."""
 HIDDEN = "(hidden)"
+_OPEN = re.compile(
+    r"(?:\w+:/{2})?(?:localhost|127(?:\.\d+){3}|0\.0\.0\.0|::1?|\[::1?\]|\*|)(?::\d+)?/?",
+    re.IGNORECASE,
+)
 _LAUNCHERS = frozenset(
     ("env", "nice", "ionice", "numactl", "taskset", "nohup", "stdbuf", "chrt", "uv", "uvx")
 )
@@ -87,11 +93,10 @@ def _service(place: Place, name: str, path: str) -> Service | None:
         engine=engine,
         command=Fact(tuple(shown(command)), _last(each, "ExecStart") or path),
         variables=tuple(
-            (key, Fact(value, set_by[key]))
+            (key, Fact(HIDDEN if _names_another(key, value) else value, set_by[key]))
             for key, value in sorted(values.items())
             if _ABOUT_GPUS.fullmatch(key) and not SECRET.search(key)
         ),
-        user=units.last(found, "User"),
         private_devices=Fact(private, _last(each, "PrivateDevices") or path) if private else None,
     )
 
@@ -130,17 +135,25 @@ def _engine(word: str) -> str | None:
 
 
 def shown(command: list[str]) -> Iterator[str]:
-    """A command's words without what may be secret: the values of options such as --api-key."""
-    hide = False
+    """A command's words without what may be secret, the values of options such as --api-key, and
+    without the names of other machines."""
+    before = ""
     for word in command:
-        option, equals, _ = word.partition("=")
-        if hide:
+        option, equals, value = word.partition("=")
+        is_value = not word.startswith("-") and _names_another(before, word)
+        if SECRET.search(before) or is_value:
             yield HIDDEN
-        elif equals and SECRET.search(option):
+        elif equals and (SECRET.search(option) or _names_another(option, value)):
             yield f"{option}={HIDDEN}"
         else:
             yield word
-        hide = not equals and word.startswith("-") and SECRET.search(word) is not None
+        before = word if not equals and word.startswith("-") else ""
+
+
+def _names_another(name: str, value: str) -> bool:
+    """Whether the value of an option or a variable names a machine that may be another one."""
+    each = (item.strip() for item in value.split(","))
+    return OTHERS.search(name) is not None and not all(map(_OPEN.fullmatch, each))
 
 
 def _ollama(place: Place) -> Iterator[Fact[tuple[int, ...]]]:

@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 
-from legacy_cuda.doctor import system_log
+from legacy_cuda.doctor import logs, system_log
 from legacy_cuda.doctor.facts import Fact, KernelFacts
 from legacy_cuda.doctor.place import Place
 
@@ -20,6 +20,7 @@ STAT = "/proc/stat"
 _BEGUN = re.compile(r"^btime (\d{1,15})$", re.MULTILINE)
 BY_HAND = "sudo dmesg | legacy-cuda doctor --log -"
 _LINES = 5000
+_LENGTH = 1000  # of a line
 _BYTES = 8 << 20
 
 
@@ -37,6 +38,7 @@ def _log(place: Place, release: str) -> Fact[tuple[str, ...]] | None:
     for path in FILES:
         data = place.data(path, _BYTES, from_end=True)
         lines = (data or b"").decode("utf-8", "replace").splitlines()
+        lines = lines[1:] if data is not None and len(data) == _BYTES else lines  # half a line
         if lines and not _stale(place, path, lines, release):
             return Fact(about_gpus(lines), path)
     if place.live:
@@ -70,5 +72,5 @@ def about_gpus(lines: Iterable[str]) -> tuple[str, ...]:
             if _LOADED in line:
                 module.clear()
             kept = module if "NVRM" in line and "Xid" not in line else others
-            kept.append((number, line[:1000]))
+            kept.append((number, logs.shortened(line, _LENGTH)))
     return tuple(line for _, line in sorted((*module, *others))[-_LINES:])
