@@ -81,7 +81,9 @@ def test_it_is_proven(made: Made) -> None:
         assert item["sass"] == item["containers"] > 0
     assert document["check"]["command"] == document["packages"]["vllm"]
     # torch says +cu126 of itself, its patched wheel +legacy.1
-    assert Version(document["check"]["torch"]).public == Version(document["packages"]["torch"]).public
+    assert (
+        Version(document["check"]["torch"]).public == Version(document["packages"]["torch"]).public
+    )
 
 
 def test_the_command_says_its_version(made: Made) -> None:

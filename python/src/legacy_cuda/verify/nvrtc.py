@@ -6,6 +6,7 @@ Signatures are those of nvrtc.h. Machine code (``sm_61``) comes out as a cubin, 
 from __future__ import annotations
 
 import ctypes
+import locale
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,14 @@ class Nvrtc:
         )
         try:
             options = (c_char_p * 1)(f"--gpu-architecture={target}".encode())
+            before = locale.setlocale(locale.LC_ALL)
             try:
                 self._call("nvrtcCompileProgram", program, c_int(1), options)
             except NvrtcError as error:
                 said = self._read("ProgramLog", program).decode(errors="replace").strip("\0\n")
                 raise NvrtcError(f"{error}\n{said}") from error
+            finally:
+                locale.setlocale(locale.LC_ALL, before)  # 11.7 leaves the process with C
             return self._read("CUBIN" if target.kind == "sass" else "PTX", program)
         finally:
             self._call("nvrtcDestroyProgram", byref(program))
