@@ -279,6 +279,16 @@ def test_a_service_never_sees_a_whole_home(
     assert done.returncode == 2 and "too much to show" in done.stderr
 
 
+def test_folders_that_are_too_much_to_show() -> None:
+    from legacy_cuda.cli.serve import _is_broad
+
+    home = Path.home()
+    for folder in ("/", "/home", "/root", Path("/home", "x"), home, home / ".local"):
+        assert _is_broad(Path(folder)), folder
+    for folder in (home / "venv", home / ".local" / "share" / "venv", "/opt/venv", "/srv"):
+        assert not _is_broad(Path(folder)), folder
+
+
 def test_a_service_sees_each_step_to_its_python(
     variables: dict[str, str], model: Path, program: Path, tmp_path: Path
 ) -> None:

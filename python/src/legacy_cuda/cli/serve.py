@@ -217,6 +217,9 @@ def _python(link: Path, place: Path) -> list[Path]:
 
 def _is_broad(folder: Path) -> bool:
     """Whether a folder is a home, or holds one, or is where a person's programs keep their data."""
-    home = Path.home()
-    kept = (Path("/home"), Path("/root/.local"), home / ".local")
-    return folder.parent == Path("/home") or any(one.is_relative_to(folder) for one in kept)
+    homes = (Path("/root"), Path.home())
+    return (
+        Path("/home") in (folder, folder.parent)
+        or folder in [home / ".local" for home in homes]
+        or any(home.is_relative_to(folder) for home in homes)
+    )
