@@ -77,7 +77,15 @@ def test_cards_that_no_stack_serves(variables: dict[str, str], engine: str) -> N
         ([], "no model was named"),
         (["nonsense-9b", "--gpu", "p40"], "no model called"),
         (["lama-3.1-8b", "--gpu", "p40"], "did you mean llama-3.1-8b"),
+        (["missing.gguf", "--gpu", "p40"], "legacy-cuda plan --models"),
         (["missing.gguf", "--gpu", "p40"], "there is no file"),
+        (["/", "--gpu", "p40"], "/ is no folder of a model\n  it has no config.json\n  -> name"),
+        (["llama3:latest", "--gpu", "p40"], "no model called 'llama3'"),
+        (["llama3:latest", "--gpu", "p40"], "-> legacy-cuda plan --models"),
+        (["qwen3-8b", "--gpu", "p40", "--context", "8k"], "'8k' is no whole number"),
+        (["qwen3-8b", "--gpu", "p40", "--split", "0"], "the shares of --split are all 0"),
+        (["qwen3-8b", "--gpu", "p4", "--display", "9000"], "cannot take 9000 MiB of Tesla P4"),
+        (["qwen3-8b", "--gpu", "p4", "--display", "0,300"], "2 figures for 1 card"),
         (["qwen3-8b", "--gpu", "p40", "--quantisation", "Q9"], "Q9"),
         (["qwen3-8b", "--gpu", "p40", "--kv-type", "q3_k"], "q3_k"),
         (["qwen3-8b", "--gpu", "p40", "--split", "1,1"], "2 shares for 1"),
@@ -90,6 +98,34 @@ def test_cards_that_no_stack_serves(variables: dict[str, str], engine: str) -> N
 def test_bad_input(variables: dict[str, str], arguments: list[str], what: str) -> None:
     done = run(variables, *arguments)
     assert done.returncode == 2 and what in done.stderr
+
+
+def test_a_name_as_ollama_writes_it(variables: dict[str, str]) -> None:
+    done = run(variables, "qwen3-8b:latest", "--gpu", "p40", "--json")
+    assert (done.returncode, json.loads(done.stdout)["model"]) == (0, "qwen3-8b")
+
+
+@pytest.mark.parametrize(("columns", "most"), [("80", 80), ("100", 100), ("200", 120)])
+@pytest.mark.parametrize("cards", ["p4000,gtx1060-6gb", "k80", "p4"])
+def test_lines_fit_the_terminal(
+    variables: dict[str, str], columns: str, most: int, cards: str
+) -> None:
+    arguments = ["hermes-3-8b", "--gpu", cards, "--context", "8192", "--parallel", "4"]
+    changed = {**variables, "COLUMNS": columns}
+    shown = run(changed, *arguments, "--quantisation", "F32").stdout.splitlines()
+    assert any("short" in line for line in shown)
+    assert [line for line in shown if len(line) > most or line != line.rstrip()] == []
+
+
+def test_the_context_is_no_longer_than_the_model_was_made_for(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(model_files.llama())
+    made = json.loads(run(variables, str(path), "--gpu", "p40", "--json").stdout)
+    assert made["settings"]["context"] == min(4096, made["context_of_model"])
+    named = json.loads(run(variables, "qwen3-8b", "--gpu", "p40", "--json").stdout)
+    assert named["settings"]["context"] == 4096
 
 
 def test_a_file(variables: dict[str, str], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from legacy_cuda.catalog.estimates import overhead
 from legacy_cuda.catalog.models import find_mix, find_model
 from legacy_cuda.planner import plan
 from legacy_cuda.planner.model import Model
-from legacy_cuda.planner.placement import Settings
+from legacy_cuda.planner.placement import PIECE, Settings
 from legacy_cuda.planner.shapes import model_of
 
 CASES = placements.recorded()
@@ -48,6 +48,40 @@ def test_weights_of_the_host_are_what_is_mapped() -> None:
         mapped = case.mib["model"]["CPU_Mapped"]
         mine = placements.planned(case).host.weights / placements.MIB
         assert mine == pytest.approx(mapped, abs=0.02), case
+
+
+# --- the pool, as the pinned ggml-cuda chooses its kernels --------------------------------------
+
+
+def _pool(name: str, mix: str, gpu: str, parallel: int) -> int:
+    """Bytes of it on the GPU that has the output."""
+    where = plan.devices([catalog.find_gpu(gpu)], overhead((12, 4)))
+    settings = Settings(context=3840, parallel=parallel)
+    return plan.try_out(_model(name, mix), settings, where).placement.gpus[-1].pool
+
+
+def test_many_conversations_have_the_output_matrix_converted() -> None:
+    """The kernels for vectors end at eight columns."""
+    whole = 128256 * 4096 * 4
+    for gpu, mix in (("p40", "F16"), ("m40", "Q4_K_M"), ("k80", "Q4_K_M")):
+        few = _pool("llama-3.1-8b", mix, gpu, 8)
+        assert few == _pool("llama-3.1-8b", mix, gpu, 1) < whole / 2
+        for parallel in (9, 16):
+            assert 0 <= _pool("llama-3.1-8b", mix, gpu, parallel) - whole < PIECE, (gpu, parallel)
+    # with dp4a, and on a V100 below 64 columns, a quantised one is read as it is
+    for gpu in ("p40", "v100"):
+        one, many = (_pool("llama-3.1-8b", "Q4_K_M", gpu, parallel) for parallel in (1, 16))
+        assert one == many
+    # in half precision where that is fast, with as many columns
+    half = _pool("llama-3.1-8b", "Q4_K_M", "p100", 16)
+    assert 0 <= half - (128256 * 4096 * 2 + 4096 * 16 * 2) < PIECE
+
+
+def test_a_table_that_is_the_output_too_is_converted_as_one() -> None:
+    shape = find_model("llama-3.2-1b")
+    whole = shape.vocabulary * shape.embedding * 4
+    assert _pool("llama-3.2-1b", "F16", "p40", 8) < whole / 2
+    assert 0 <= _pool("llama-3.2-1b", "F16", "p40", 16) - whole < PIECE
 
 
 # --- what people measured ------------------------------------------------------------------------

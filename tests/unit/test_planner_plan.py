@@ -17,6 +17,7 @@ from legacy_cuda.catalog.estimates import arithmetic, overhead
 from legacy_cuda.catalog.models import find_format, find_mix, find_model, formats, mixes, models
 from legacy_cuda.planner import plan
 from legacy_cuda.planner.model import Model
+from legacy_cuda.planner.notes import notes_of
 from legacy_cuda.planner.page import html
 from legacy_cuda.planner.placement import Settings, places_of
 from legacy_cuda.planner.shapes import model_of
@@ -151,6 +152,22 @@ def test_a_quantised_cache_needs_flash_attention() -> None:
     assert any(option.result.placement.flash for option in made.options)
     on = plan.try_out(model("llama-2-7b"), Settings(keys=small, values=small, flash=True), k80)
     assert on.verdict == "fits"
+
+
+def test_what_a_screen_leaves_nothing_of_does_not_fit() -> None:
+    for cards in (where("p4", display=(8000,)), where("p4", "p4", display=(8000, 8000))):
+        assert plan.make(model("qwen3-8b"), Settings(), cards).result.verdict == "not"
+
+
+def test_the_slow_end_of_a_card_is_named_where_it_is_used() -> None:
+    def noted(context: int) -> bool:
+        asked = Settings(context=context)
+        made = plan.make(model("llama-3.2-3b"), asked, where("gtx970"))
+        assert made.result.fits
+        return any("slower than the rest" in note for note in notes_of(made, "llama-server"))
+
+    assert not noted(2048)
+    assert noted(plan.largest_context(model("llama-3.2-3b"), Settings(), where("gtx970")))
 
 
 def test_layers_move_to_where_there_is_room() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -158,7 +160,11 @@ def test_bad_files_are_refused_before_anything_starts(
     done = run(variables, str(model), *arguments)
     assert done.returncode == 2 and "not finished" in done.stderr
     done = run(variables, str(model.with_name("missing.gguf")), *arguments)
-    assert done.returncode == 2 and "cannot be read" in done.stderr
+    assert done.returncode == 2 and "there is no file" in done.stderr
+    done = run(variables, "qwen3-8b", *arguments)
+    assert done.returncode == 2 and "serve needs a GGUF file" in done.stderr
+    done = run(variables, str(model), *arguments, "--port", "abc")
+    assert done.returncode == 2 and "'abc' is no whole number" in done.stderr
     model.write_bytes(model_files.llama())
     done = run(variables, str(model), *arguments, "--context", "16000000", "--parallel", "64")
     assert done.returncode == 1 and "does not fit" in done.stderr
@@ -175,20 +181,40 @@ def test_what_is_printed_instead(variables: dict[str, str], model: Path, program
     assert found["health"] == "http://127.0.0.1:8080/health"
     text = run(variables, *arguments, "--env").stdout
     assert text.splitlines()[1] == "CUDA_DEVICE_ORDER=PCI_BUS_ID"
+    text = run(variables, *arguments, "--env", "--name", "it's $5").stdout
+    words = shlex.split(text.splitlines()[0].removeprefix("# "))
+    assert words[words.index("--alias") + 1] == "it's $5"
+
+
+@pytest.mark.parametrize("form", ["--env", "--systemd"])
+def test_a_name_of_two_lines_is_refused(
+    variables: dict[str, str], model: Path, program: Path, form: str
+) -> None:
+    arguments = [str(model), "--gpu", "p40", "--program", str(program), "--name", "a\nb"]
+    done = run(variables, *arguments, form)
+    assert (done.returncode, done.stdout) == (2, "") and "line break" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="skipped: no systemd-analyze")
+@pytest.mark.parametrize("folder", ["plain", "a:b $HOME %h ${X} ü"])
 def test_the_unit_is_sound_and_hardened(
-    variables: dict[str, str], model: Path, program: Path, tmp_path: Path
+    variables: dict[str, str], model: Path, program: Path, tmp_path: Path, folder: str
 ) -> None:
+    place = tmp_path / folder
+    place.mkdir()
+    model, program = model.rename(place / model.name), program.rename(place / program.name)
+    (place / r"lib:\"c' \d.so").touch()
     done = run(variables, str(model), "--gpu", "p40", "--program", str(program), "--systemd")
     path = tmp_path / "llama.service"
     path.write_text(done.stdout)
     checked = subprocess.run(
         ["systemd-analyze", "verify", str(path)], capture_output=True, text=True, check=False
     )
-    ours = [line for line in checked.stderr.splitlines() if str(path.name) in line]
-    assert checked.returncode == 0 and ours == []
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert done.stdout.count("\nBindReadOnlyPaths=") == 3
+    program = program.rename(place / "llama's server")
+    done = run(variables, str(model), "--gpu", "p40", "--program", str(program), "--systemd")
+    assert done.returncode == 2 and "quote" in done.stderr
     scored = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=30", str(path)],
         capture_output=True, text=True, check=False,
@@ -204,9 +230,80 @@ def test_words_of_a_unit(word: str) -> None:
         return
     text = unit.quoted(word)
     inner = text[1:-1] if text.startswith('"') else text
-    plain = inner.replace('\\"', '"').replace("\\\\", "\\").replace("$$", "$").replace("%%", "%")
+    plain = inner.replace('\\"', '"').replace("\\\\", "\\").replace("%%", "%")
     if "\\" not in word:
         assert plain == word
+
+
+@given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=40))
+def test_paths_of_a_unit(name: str) -> None:
+    """One path remains one, with nothing that systemd would take for something else."""
+    if any(sign in name for sign in "\n\r\0"):
+        with pytest.raises(ValueError, match="line break"):
+            unit.quoted_path(Path("/", name))
+        return
+    path = Path("/", name)
+    text = unit.quoted_path(path)
+    bare = re.sub(r"\\.", "", text)
+    assert not set(bare) & set(":\\\"' \t")
+    assert re.sub(r"\\(.)", r"\1", text).replace("%%", "%") == str(path)
+
+
+def test_the_unit_prepares_every_card() -> None:
+    text = unit.unit("x", ["/p"], {}, [])
+    assert "Wants=modprobe@nvidia_uvm.service\n" in text
+    assert re.search(r"^After=.*\bmodprobe@nvidia_uvm.service$", text, re.M)
+    (modprobe,) = [line for line in text.splitlines() if "nvidia-modprobe" in line]
+    assert modprobe.endswith(" -u")
+    assert re.findall(r"-c (\d+)", modprobe) == [str(number) for number in range(16)]
+
+
+def bound(variables: dict[str, str], home: Path, *arguments: str) -> set[Path]:
+    """What a service sees of a home folder."""
+    done = run({**variables, "HOME": str(home)}, *arguments, "--gpu", "p40", "--systemd")
+    assert done.returncode == 0, done.stderr
+    return {Path(item) for item in re.findall(r"^BindReadOnlyPaths=(.*)$", done.stdout, re.M)}
+
+
+def test_a_service_never_sees_a_whole_home(
+    variables: dict[str, str], model: Path, program: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    program = program.rename(home / "bin" / program.name)
+    (home / "bin" / "libggml.so.0").touch()
+    asked = [str(model), "--program", str(program)]
+    assert bound(variables, home, *asked) == {program, home / "bin" / "libggml.so.0", model}
+    (home / "pyvenv.cfg").touch()
+    done = run({**variables, "HOME": str(home)}, *asked, "--gpu", "p40", "--systemd")
+    assert done.returncode == 2 and "too much to show" in done.stderr
+
+
+def test_folders_that_are_too_much_to_show() -> None:
+    from legacy_cuda.cli.serve import _is_broad
+
+    home = Path.home()
+    for folder in ("/", "/home", "/root", Path("/home", "x"), home, home / ".local"):
+        assert _is_broad(Path(folder)), folder
+    for folder in (home / "venv", home / ".local" / "share" / "venv", "/opt/venv", "/srv"):
+        assert not _is_broad(Path(folder)), folder
+
+
+def test_a_service_sees_each_step_to_its_python(
+    variables: dict[str, str], model: Path, program: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    installed, place = home / "pythons" / "3.12.1", home / "venv"
+    for folder in (installed / "bin", place / "bin", home / "links"):
+        folder.mkdir(parents=True)
+    (installed / "bin" / "python3.12").touch()
+    (home / "pythons" / "3.12").symlink_to("3.12.1")
+    (home / "links" / "python3").symlink_to(home / "pythons" / "3.12" / "bin" / "python3.12")
+    (place / "bin" / "python").symlink_to(home / "links" / "python3")
+    (place / "pyvenv.cfg").touch()
+    program = program.rename(place / "bin" / program.name)
+    found = bound(variables, home, str(model), "--program", str(program))
+    assert found == {place, home / "links", home / "pythons" / "3.12", installed, model}
 
 
 def test_arguments_say_everything_that_was_planned() -> None:
@@ -228,6 +325,32 @@ def test_arguments_say_everything_that_was_planned() -> None:
     pairs = dict(itertools.pairwise(given))
     assert pairs["--flash-attn"] == "on" and pairs["--cache-type-v"] == "q8_0"
     assert pairs["--fit"] == "off" and pairs["--host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("layers", "cards", "device"),
+    [(None, 1, "CUDA0"), (None, 2, "CUDA0,CUDA1"), (1, 2, "CUDA0,CUDA1"), (0, 2, "none")],
+)
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(
+    layers: int | None, cards: int, device: str
+) -> None:
+    where = plan.devices([catalog.find_gpu("p40")] * cards, overhead((12, 4)))
+    model = model_of(find_model("qwen3-8b"), find_mix("Q4_K_M"))
+    found = plan.try_out(model, Settings(layers=layers), where)
+    given = llama_server.arguments(found, Path("/m.gguf"), llama_server.Address(), "x")
+    assert dict(itertools.pairwise(given))["--device"] == device
+    assert ("--tensor-split" in given) == (cards > 1 and layers != 0)
+
+
+@pytest.mark.parametrize(("batch", "given"), [(512, None), (2048, None), (4096, "4096")])
+def test_a_large_batch_is_given_twice(batch: int, given: str | None) -> None:
+    """llama-server computes no more than its --batch-size at a time, 2048 by default."""
+    where = plan.devices([catalog.find_gpu("p40")], overhead((12, 4)))
+    model = model_of(find_model("qwen3-8b"), find_mix("Q4_K_M"))
+    found = plan.try_out(model, Settings(context=8192, batch=batch), where)
+    words = llama_server.arguments(found, Path("/m.gguf"), llama_server.Address(), "x")
+    pairs = dict(itertools.pairwise(words))
+    assert pairs["--ubatch-size"] == str(batch) and pairs.get("--batch-size") == given
 
 
 def test_its_log_is_read() -> None:

@@ -94,6 +94,7 @@ class Gpu:
     source: str
     power_plug: PowerPlug | None = None
     data_center: bool | None = None
+    slow_mib: int = 0  # at the end of its memory, slower than the rest
 
     @property
     def facts(self) -> CapabilityFacts:
@@ -327,6 +328,7 @@ def gpus() -> tuple[Gpu, ...]:
             source=row["source"],
             power_plug=row.get("power_plug"),
             data_center=row.get("data_center"),
+            slow_mib=row.get("slow_mib", 0),
         )
         for row in _read("gpus")["gpu"]
     )

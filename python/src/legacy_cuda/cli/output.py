@@ -109,6 +109,21 @@ def error(problem: UserError, as_json: bool = False) -> None:
         print(f"  -> {problem.next_step}", file=sys.stderr)
 
 
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """What reads an argument that is a whole number between two, the ends included."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from error
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is out of reason: {least} to {most}")
+        return value
+
+    return read
+
+
 def gib(size: float) -> str:
     """Bytes in GiB or MiB, for people."""
     if size < 1 << 30:

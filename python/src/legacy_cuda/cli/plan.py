@@ -11,6 +11,8 @@ from legacy_cuda.cli import output
 from legacy_cuda.errors import SurroundingsError, UserError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from legacy_cuda.catalog import Gpu
     from legacy_cuda.catalog.models import Mix
     from legacy_cuda.planner.model import Model
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from legacy_cuda.planner.plan import Device, Plan, Result
 
 _MIB = 1 << 20
+_CONTEXT = 4096  # tokens, unless something else is asked for
+_positive = output.whole(1, 1 << 24)
 _VERDICTS = {
     "fits": ("fits", "green"),
     "tight": ("fits, but only just", "yellow"),
@@ -88,8 +92,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context",
         type=_positive,
-        default=4096,
-        help="tokens that each conversation holds (default: %(default)s)",
+        help="tokens that each conversation holds (default: 4096, or what the model was made for "
+        "where that is less)",
     )
     parser.add_argument(
         "--parallel", type=_positive, default=1, help="conversations at a time (default: 1)"
@@ -106,7 +110,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="as --flash-attn of llama-server (default: auto)",
     )
     parser.add_argument(
-        "--layers", type=_positive, help="layers on the GPUs, the output counted as one"
+        "--layers",
+        type=output.whole(0, 1 << 24),
+        help="layers on the GPUs, the output counted as one; 0: the CPU computes everything",
     )
     parser.add_argument("--split", help="share of the layers of each GPU, as 3,1")
     parser.add_argument(
@@ -120,13 +126,6 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="MIB,...",
         help="MiB that a screen takes, for each card in turn, as 0,300",
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1 << 24:
-        raise argparse.ArgumentTypeError(f"{text} is out of reason")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -143,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(cuda, UserError):
         return _refused(cuda, arguments)
     model, chosen = _model(arguments)
-    settings, where = asked(arguments, cards, cuda)
+    settings, where = asked(arguments, model, cards, cuda)
     if not chosen:
         model = planner.best_mix(model, settings, where) or model
     try:
@@ -225,7 +224,7 @@ def _numbers(text: str, what: str) -> tuple[float, ...]:
 
 
 def asked(
-    arguments: argparse.Namespace, cards: list[Gpu], cuda: tuple[int, int]
+    arguments: argparse.Namespace, model: Model, cards: list[Gpu], cuda: tuple[int, int]
 ) -> tuple[Settings, tuple[Device, ...]]:
     """The settings and the GPUs that the arguments of :func:`add_settings` name.
 
@@ -244,17 +243,31 @@ def asked(
             problem
         )
     display = tuple(int(value) for value in _numbers(arguments.display, "--display"))
+    if len(display) > len(cards):
+        raise UserError(
+            f"--display has {len(display)} figures for {len(cards)} cards",
+            next_step="one for each card, the first for the card that was named first",
+        )
+    for card, shown in zip(cards, display, strict=False):
+        if shown > card.memory_mib:
+            raise UserError(
+                f"--display: a screen cannot take {shown} MiB of {card.product}",
+                f"it has {card.memory_mib} MiB",
+                "nvidia-smi says what is taken",
+            )
     where = planner.devices(
         cards, estimates.overhead(cuda), False if arguments.no_ecc else None, display
     )
     split = _numbers(arguments.split, "--split") if arguments.split else None
-    if split is not None and (len(split) != len(where) or not sum(split)):
+    if split is not None and not sum(split):
+        raise UserError("the shares of --split are all 0", next_step="as 3,1")
+    if split is not None and len(split) != len(where):
         raise UserError(
             f"--split has {len(split)} shares for {len(where)} GPUs",
             "each die of a card is a GPU of its own" if len(where) > len(cards) else "",
         )
     settings = Settings(
-        context=arguments.context,
+        context=arguments.context or min(_CONTEXT, model.shape.context or _CONTEXT),
         parallel=arguments.parallel,
         keys=key_format,
         values=value_format,
@@ -290,15 +303,24 @@ def _model(arguments: argparse.Namespace) -> tuple[Model, bool]:
                 )
             return metadata.model_of(gguf.read(path), path.name), True
         if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise UserError(
+                    f"{path} is no folder of a model",
+                    "it has no config.json",
+                    "name a GGUF file, or a name from legacy-cuda plan --models",
+                )
             return safetensors.read(path, mix or models.find_mix("F16")), mix is not None
     except ModelError as error:
         raise UserError(f"{path} cannot be planned", str(error)) from error
     except OSError as error:
         raise SurroundingsError(f"{path} cannot be read", str(error)) from error
     if path.suffix in (".gguf", ".safetensors") or len(path.parts) > 1:
-        raise UserError(f"there is no file {path}")
+        raise UserError(
+            f"there is no file {path}",
+            next_step="name a GGUF file, or a name from legacy-cuda plan --models",
+        )
     try:
-        known_shape = models.find_model(arguments.model)
+        known_shape = models.find_model(arguments.model.removesuffix(":latest"))
     except CatalogError as problem:
         raise output.unknown(problem, "legacy-cuda plan --models lists all of them") from problem
     return shapes.model_of(known_shape, mix or models.find_mix("Q4_K_M")), mix is not None
@@ -448,11 +470,12 @@ def show(plan: Plan, engine: str, cuda: tuple[int, int]) -> None:
     settings = facts["settings"]
     flash = "flash attention" if settings["flash_attention"] else "no flash attention"
     kv = "/".join(dict.fromkeys(settings["kv"]))
-    print(
-        f"  {settings['context']} tokens x {settings['parallel']} "
+    how = (
+        f"{settings['context']} tokens x {settings['parallel']} "
         f"conversation{'s' if settings['parallel'] > 1 else ''}, KV cache {kv}, {flash}, "
         f"{engine}, {'CUDA ' + facts['cuda'] if facts['cuda'] else 'with a CUDA of its own'}"
     )
+    print(output.wrapped("", how, 2))
     if facts["problem"]:
         print(output.wrapped("  because", facts["problem"], 12))
     _pictures(facts)
@@ -468,10 +491,11 @@ def _pictures(facts: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, width=output.width())
-    wide = max(20, output.width() - 46)
     longest = max(len(item["name"]) for item in facts["devices"])
+    beside = [_beside(item) for item in facts["devices"]]
+    wide = max(10, output.width() - longest - 6 - max(len(used + short) for used, short in beside))
     scale = wide / max(item["total_mib"] for item in facts["devices"]) / _MIB
-    for item in facts["devices"]:
+    for item, (used, short) in zip(facts["devices"], beside, strict=True):
         sizes = item["bytes"]
         room = round(item["total_mib"] * _MIB * scale)
         bar, end, drawn = Text(), 0.0, 0
@@ -481,25 +505,45 @@ def _pictures(facts: dict[str, Any]) -> None:
             bar.append(sign * length, style=colour)
             drawn += length
         bar.append("·" * max(0, room - drawn), style="dim")
-        used = sum(sizes[key] for key, *_ in _PARTS)
         line = Text(f"  {item['name']:<{longest}}  ")
         line.append_text(bar)
-        line.append(f"  {used / _MIB:.0f} of {item['total_mib']} MiB, {item['layers']} layers")
-        if sizes["spare"] < 0:
-            line.append(f", {-sizes['spare'] / _MIB:.0f} MiB short", style="bold red")
+        line.append(f"  {used}").append(short, style="bold red")
         console.print(line, overflow="ignore", crop=False, soft_wrap=True)
-        parts = Text("  " + " " * longest + "  ")
-        for key, name, sign, colour in _PARTS:
-            if sizes[key]:
-                parts.append(sign, style=colour)
-                parts.append(f" {name} {sizes[key] / _MIB:.0f}   ")
-        console.print(parts, overflow="ignore", crop=False, soft_wrap=True)
+        for parts in _legend(sizes, longest + 4):
+            console.print(parts, overflow="ignore", crop=False, soft_wrap=True)
     host = facts["host"]["bytes"]
-    print(
-        f"  {'host':<{longest}}  weights {host['weights'] / _MIB:.0f}, KV cache "
-        f"{host['cache'] / _MIB:.0f}, compute {host['compute'] / _MIB:.0f} MiB"
+    text = (
+        f"weights {host['weights'] / _MIB:.0f}, KV cache {host['cache'] / _MIB:.0f}, "
+        f"compute {host['compute'] / _MIB:.0f} MiB"
         + (f", {facts['host']['layers']} layers" if facts["host"]["layers"] else "")
     )
+    print(output.wrapped("  host", text, longest + 4))
+
+
+def _beside(item: dict[str, Any]) -> tuple[str, str]:
+    """What stands beside a GPU's bar: what is used, and what is missing."""
+    sizes = item["bytes"]
+    used = sum(sizes[key] for key, *_ in _PARTS) / _MIB
+    short = f", {-sizes['spare'] / _MIB:.0f} MiB short" if sizes["spare"] < 0 else ""
+    return f"{used:.0f} of {item['total_mib']} MiB, {item['layers']} layers", short
+
+
+def _legend(sizes: dict[str, int], indent: int) -> list[Text]:
+    """What the parts of a bar are, in as many lines as it takes."""
+    from rich.text import Text
+
+    lines = [Text(" " * indent)]
+    for key, name, sign, colour in _PARTS:
+        if not sizes[key]:
+            continue
+        part = Text(sign, style=colour).append(f" {name} {sizes[key] / _MIB:.0f}", style="default")
+        if len(lines[-1]) > indent:
+            if len(lines[-1]) + 3 + len(part) > output.width():
+                lines.append(Text(" " * indent))
+            else:
+                lines[-1].append("   ")
+        lines[-1].append_text(part)
+    return lines
 
 
 def _span(values: list[float]) -> str:

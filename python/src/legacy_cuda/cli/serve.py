@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ def add(subparsers: Any) -> None:
     plan_command.add_settings(parser)
     parser.add_argument("--name", help="what it is called over HTTP (default: the file's name)")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: loopback)")
-    parser.add_argument("--port", type=_port, default=8080, help="(default: %(default)s)")
+    parser.add_argument(
+        "--port", type=output.whole(1, 65535), default=8080, help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--program",
         type=Path,
@@ -49,13 +52,6 @@ def add(subparsers: Any) -> None:
     form.add_argument("--env", action="store_true", help="print variables and command instead")
     form.add_argument("--json", action="store_true", help="print both as one JSON document instead")
     parser.set_defaults(run=run)
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,19 +70,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         content = {"command": command, "environment": variables, "url": address.url}
         output.document("serve", {**content, "health": address.url + llama_server.HEALTH})
-    elif arguments.env:
-        sys.stdout.write(unit.environment_file(variables, command))
-    elif arguments.systemd:
+    elif arguments.env or arguments.systemd:
         try:
-            text = unit.unit(
-                f"{name} by llama-server",
-                command,
-                variables,
-                readable=_readable(program, path),
-                loopback=arguments.host in ("127.0.0.1", "::1", "localhost"),
-            )
+            if arguments.env:
+                text = unit.environment_file(variables, command)
+            else:
+                text = unit.unit(
+                    f"{name} by llama-server",
+                    command,
+                    variables,
+                    readable=_readable(program, path),
+                    loopback=arguments.host in ("127.0.0.1", "::1", "localhost"),
+                )
         except ValueError as error:
-            raise UserError("this cannot be written as a service", str(error)) from error
+            raise UserError("this cannot be written for a service", str(error)) from error
         sys.stdout.write(text)
     else:
         return _foreground(command, variables, address)
@@ -121,6 +118,11 @@ def _planned(arguments: argparse.Namespace) -> Result | None:
     from legacy_cuda.planner.model import ModelError
 
     path = arguments.model
+    if not path.exists():
+        raise UserError(
+            f"there is no file {path}",
+            next_step="serve needs a GGUF file; legacy-cuda plan knows models by name",
+        )
     try:
         model = metadata.model_of(gguf.read(path), path.name)
     except ModelError as error:
@@ -131,7 +133,7 @@ def _planned(arguments: argparse.Namespace) -> Result | None:
     cuda = plan_command.cuda_for(cards, "llama-server")
     if isinstance(cuda, UserError):
         raise cuda
-    settings, where = plan_command.asked(arguments, cards, cuda)
+    settings, where = plan_command.asked(arguments, model, cards, cuda)
     try:
         result = planner.balanced(model, settings, where)
     except ValueError as error:
@@ -171,12 +173,53 @@ def _first_file(path: Path) -> Path:
 
 
 def _readable(program: Path, path: Path) -> list[Path]:
-    """What the service sees of a home folder: the model, the environment that the program is in,
-    and that environment's Python."""
+    """What the service sees of a home folder: the model, and the environment that the program is in
+    with its Python, or else the program and the libraries beside it. Never a home as a whole.
+
+    Raises:
+        UserError: the environment is a home folder, or holds all of them.
+    """
     from legacy_cuda.planner.gguf import parts
 
-    found = [program.parent.parent]
-    python = (program.parent / "python").resolve()
-    if python.is_file() and not python.is_relative_to("/usr"):
-        found.append(python.parent.parent)
-    return [*found, *(item.absolute() for item in parts(path))]
+    place = program.parent.parent
+    if not (place / "pyvenv.cfg").is_file():
+        found = [program, *sorted(program.parent.glob("lib*.so*"))]
+    elif _is_broad(place):
+        raise UserError(
+            f"the environment of {program} is {place}, too much to show to a service",
+            next_step="make an environment in a folder of its own, as legacy-cuda up does",
+        )
+    else:
+        found = [place, *_python(program.parent / "python", place)]
+    return list(dict.fromkeys([*found, *(item.absolute() for item in parts(path))]))
+
+
+def _python(link: Path, place: Path) -> list[Path]:
+    """What an environment's Python needs outside of it: the folder of each link on the way to it,
+    and the folder that it is installed in, under each name that it goes by."""
+    found = []
+    for _ in range(40):  # as many as Linux follows
+        if not link.is_symlink():
+            break
+        if link.parent.parent != place:
+            found.append(link if _is_broad(link.parent) else link.parent)
+        link = Path(os.path.normpath(link.parent / link.readlink()))
+    if not link.is_file():
+        return []
+    for python in (link, link.resolve()):
+        installed = python.parent.parent
+        if _is_broad(installed):
+            found += [python.parent, *sorted(installed.glob("lib/python3*"))]
+        else:
+            found.append(installed)
+    return [folder for folder in found if not folder.is_relative_to("/usr")]
+
+
+def _is_broad(folder: Path) -> bool:
+    """Whether a folder is a home, or holds one, or is where a person's programs keep their data."""
+    homes = (Path("/root"), Path.home())
+    return (
+        Path("/home") in (folder, folder.parent)
+        or folder in [home / ".local" for home in homes]
+        or any(home.is_relative_to(folder) for home in homes)
+    )

@@ -12,6 +12,7 @@ PROGRAM = "llama-server"
 HEALTH = "/health"  # 200 once the model is loaded, 503 before
 METRICS = "/metrics"  # Prometheus; --metrics switches it on
 FORMATS = (".gguf",)
+_BATCH = 2048  # --batch-size by default; --ubatch-size is never more than it
 
 # kinds of buffers as the log names them
 _KINDS = {"model": "weights", "KV": "cache", "RS": "state", "compute": "compute"}
@@ -36,6 +37,8 @@ def arguments(result: Result, path: Path, address: Address, name: str) -> list[s
 
     ``--fit off`` keeps it from changing what was planned; everything that a plan depends on is
     given, for its defaults change. A plan for one GPU uses the first, however many there are.
+    ``--device`` names the GPUs, so that it ends where one is not there, instead of computing on
+    the CPU; a plan without a layer on a GPU uses none.
 
     Args:
         result: the plan.
@@ -49,13 +52,17 @@ def arguments(result: Result, path: Path, address: Address, name: str) -> list[s
     found += ["--ctx-size", str(settings.total), "--parallel", str(settings.parallel)]
     found.append("--kv-unified" if settings.unified else "--no-kv-unified")
     found += ["--ubatch-size", str(settings.batch), "--fit", "off"]
+    if settings.batch > _BATCH:
+        found += ["--batch-size", str(settings.batch)]
     layers = result.model.shape.layers + 1
     if settings.layers is not None:
         layers = min(layers, settings.layers)
     found += ["--n-gpu-layers", str(layers)]
-    if len(placement.gpus) > 1:
+    gpus = [f"CUDA{number}" for number in range(len(placement.gpus))]
+    found += ["--device", ",".join(gpus) if layers else "none"]
+    if len(gpus) > 1 and layers:
         # as counts of layers: free memory, which it would split by, changes from day to day
-        counts = [placement.places.count(number) for number in range(len(placement.gpus))]
+        counts = [placement.places.count(number) for number in range(len(gpus))]
         found += ["--split-mode", "layer", "--tensor-split", ",".join(map(str, counts))]
     else:
         found += ["--split-mode", "none", "--main-gpu", "0"]

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:=+@[]")
+_CARDS = 16  # GPUs whose device nodes are made; a node without a GPU is of no use and no harm
 
 
 def quoted(word: str) -> str:
-    """A word as systemd reads it in ExecStart= and Environment=."""
-    for sign in "\n\r\0":
-        if sign in word:
-            raise ValueError("a line break in an argument of a service")
-    escaped = word.replace("%", "%%").replace("$", "$$")
+    """A word as systemd reads it in ``ExecStart=:`` and Environment=, where ``$`` is itself.
+
+    Raises:
+        ValueError: there is a line break in it.
+    """
+    _check(word)
+    escaped = word.replace("%", "%%")
     if word and set(escaped) <= _PLAIN:
         return escaped
     return '"' + escaped.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def quoted_path(path: Path) -> str:
+    """A path as systemd reads it in BindReadOnlyPaths=, where a colon separates.
+
+    Raises:
+        ValueError: there is a line break in it.
+    """
+    _check(str(path))
+    escaped = str(path).replace("%", "%%")
+    return "".join("\\" + sign if sign in "\\:\"' \t" else sign for sign in escaped)
+
+
+def _check(word: str) -> None:
+    if any(sign in word for sign in "\n\r\0"):
+        raise ValueError(f"there is a line break in {word!r}")
 
 
 def unit(
@@ -30,8 +50,10 @@ def unit(
     """The text of a service.
 
     The devices are those of NVIDIA's driver alone, and only loopback can be reached unless told
-    otherwise. ``nvidia-modprobe`` makes nvidia-uvm's device, which a service without privileges
-    cannot; a resumed machine needs it again, so it runs before each start.
+    otherwise. DeviceAllow= looks up nvidia-uvm's number before anything of the service runs, so
+    its module is loaded by another unit. ``nvidia-modprobe`` makes the devices of the GPUs and of
+    nvidia-uvm, which a service without privileges cannot; a resumed machine needs it again, so it
+    runs before each start.
 
     Args:
         title: what it is, one line.
@@ -40,24 +62,33 @@ def unit(
         readable: files and folders that it reads beside the system's own.
         restart_seconds: how long after it ended it is started again.
         loopback: whether it listens there only.
+
+    Raises:
+        ValueError: a word or a path has a line break in it, or the program's path a sign that
+            systemd allows in none.
     """
+    if set(command[0]) & set("\\\"'"):
+        raise ValueError(f"systemd starts no program with a quote or a backslash: {command[0]}")
     variables = "".join(
         f"Environment={quoted(f'{name}={value}')}\n" for name, value in environment.items()
     )
-    bound = "".join(f"BindReadOnlyPaths={quoted(str(path))}\n" for path in readable)
+    bound = "".join(f"BindReadOnlyPaths={quoted_path(path)}\n" for path in readable)
+    nodes = " ".join(f"-c {number}" for number in range(_CARDS))
     network = "IPAddressDeny=any\nIPAddressAllow=localhost\n" if loopback else ""
     return f"""\
 [Unit]
 Description={title.replace("%", "%%")}
-After=network.target
+Wants=modprobe@nvidia_uvm.service
+After=network.target modprobe@nvidia_uvm.service
 StartLimitIntervalSec=600
 StartLimitBurst=10
 
 [Service]
 Type=exec
-ExecStartPre=-+/usr/bin/nvidia-modprobe -c 0 -u
-ExecStart={" ".join(quoted(word) for word in command)}
-{variables}Restart=always
+ExecStartPre=-+/usr/bin/nvidia-modprobe {nodes} -u
+ExecStart=:{" ".join(quoted(word) for word in command)}
+{variables}# Environment=CUDA_VISIBLE_DEVICES=1   another GPU, by slot
+Restart=always
 RestartSec={restart_seconds}
 TimeoutStopSec=30
 KillSignal=SIGTERM
@@ -101,8 +132,15 @@ WantedBy=multi-user.target
 
 
 def environment_file(environment: Mapping[str, str], command: Sequence[str]) -> str:
-    """Variables as a shell and EnvironmentFile= read them, and the command in a comment."""
-    lines = [f"# {' '.join(quoted(word) for word in command)}"]
+    """Variables as a shell and EnvironmentFile= read them, and the command, as a shell reads it,
+    in a comment.
+
+    Raises:
+        ValueError: a word or a value has a line break in it.
+    """
+    for word in (*command, *environment.values()):
+        _check(word)
+    lines = [f"# {shlex.join(command)}"]
     for name, value in environment.items():
         escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
         lines.append(f'{name}="{escaped}"' if set(value) - _PLAIN else f"{name}={value}")

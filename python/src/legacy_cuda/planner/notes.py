@@ -33,6 +33,13 @@ def notes_of(plan: Plan, engine: str) -> list[str]:
             f"how much memory {', '.join(unknown)} leaves to programs was not read from a log; the "
             "smallest share of cards with such memory is counted with"
         )
+    for device, spare in zip(where, result.spare, strict=True):
+        slow = device.gpu.slow_mib
+        if 0 <= spare < slow << 20:
+            notes.append(
+                f"the last {slow} MiB of a {device.gpu.product} are much slower than the rest, and "
+                "are in use here: with less it is faster than estimated"
+            )
     if shape.context and settings.context > shape.context:
         notes.append(f"the model was made for {shape.context} tokens")
     lowest = min((device.gpu.capability for device in where), default=Capability(9, 0))

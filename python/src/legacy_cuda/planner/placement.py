@@ -22,6 +22,8 @@ HOST_ALIGNMENT = 32  # of tensors in the host's memory
 CELLS = 256  # a cache has a multiple of so many cells
 COPIES = 4  # batches in flight where layers are split over several GPUs (GGML_SCHED_MAX_COPIES)
 PIECE = 2 << 20  # the pool for fleeting data grows by pieces of this size
+VECTORS = 8  # columns that the kernels for vectors take (MMVQ_MAX_BATCH_SIZE, MMVF_MAX_BATCH_SIZE)
+FEW = 64  # from so many columns on cuBLAS is used where there are tensor cores (mmq.cuh)
 
 # Sizes of a head that flash attention has kernels for, keys and values alike; others are possible
 # only where several heads of queries share one of keys, in groups of so many.
@@ -123,7 +125,7 @@ def places_of(model: Model, settings: Settings, free: Sequence[int]) -> tuple[in
     wanted = count + 1 if settings.layers is None else min(settings.layers, count + 1)
     if not gpus or not wanted:
         return (gpus,) * (count + 1)
-    shares = settings.split or free
+    shares = settings.split or (free if any(free) else (1,) * gpus)
     sums, total = [], 0.0
     for share in shares:
         total = _single(total + _single(share))
@@ -381,24 +383,32 @@ def pool(
     """An estimate of the memory for fleeting data of matrix products on one GPU.
 
     Weights that the kernels cannot read are converted whole, in fp32, or in fp16 where that is
-    fast; where dp4a is used, the batch is quantised instead.
+    fast; where dp4a is used, the batch is quantised instead. The output matrix meets as many
+    columns as there are logits; up to eight, kernels for vectors read it as it is.
     """
     half = capability >= Capability(6, 0) and capability != Capability(6, 1)
     size = 2 if half else 4
     tokens = min(settings.batch, settings.total)
+    outputs = tokens if settings.all_logits else min(tokens, settings.parallel)
+    output = "output" if "output.weight" in model.by_name else "token_embd"
     most = 0
     for tensor in model.tensors:
         if len(tensor.dimensions) < 2 or not tensor.name.endswith(".weight"):
             continue
-        if gpu not in _homes(model, tensor, places, host) or tensor.role == "token_embd":
+        if gpu not in _homes(model, tensor, places, host):
             continue
-        if tensor.role == "output" and not settings.all_logits:
+        if tensor.role == "token_embd" and output != "token_embd":
+            continue
+        rows = outputs if tensor.role == output else tokens
+        if tensor.role == output and rows <= VECTORS:
             continue
         experts = len(tensor.dimensions) > 2
         with_bytes = tensor.format.quantised and (
-            capability == Capability(6, 1) or (experts and capability >= Capability(6, 0))
+            capability == Capability(6, 1)
+            or (experts and capability >= Capability(6, 0))
+            or (capability >= Capability(7, 0) and rows < FEW)
         )
-        columns = tensor.dimensions[0] * tokens
+        columns = tensor.dimensions[0] * rows
         if experts:
             columns *= max(1, model.shape.experts_used)
         if with_bytes:
