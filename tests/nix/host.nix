@@ -36,9 +36,9 @@ in
         powerManagement = config.hardware.nvidia.powerManagement.enable;
         drivers = config.services.xserver.videoDrivers;
         graphics = config.hardware.graphics.enable;
-        containers = config.hardware.nvidia-container-toolkit.enable;
         temporary = config.hardware.nvidia.moduleParams.nvidia.NVreg_TemporaryFilePath or null;
       };
+  containers = config.hardware.nvidia-container-toolkit.enable;
   inherit (config.hardware.legacy-cuda) notes;
   notes-file = config.environment.etc."legacy-cuda/notes".text or null;
   tmpfiles = config.systemd.tmpfiles.rules;

@@ -87,7 +87,8 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
         in
         builtins.mapAttrs (_: test: let one = machine test.nodes.machine; in {{
           inherit (test) name;
-          inherit (one) failed nvidia;
+          inherit (one) failed nvidia containers;
+          web-ui = one.services.open-webui;
           units = builtins.attrNames one.units;
         }}) machines
         """
@@ -97,6 +98,8 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
         template = check.removeprefix("vm-")
         assert one["name"] == f"legacy-cuda-{template}"
         assert one["failed"] == [] and one["nvidia"] is None
+        # the one wants a driver, the other is unfree
+        assert one["containers"] is False and one["web-ui"] is None
         guarded = "legacy-cuda-thermal-guard" in one["units"]
         assert guarded is (template in ("p40", "p4-edge"))
 
@@ -111,10 +114,10 @@ def test_the_p40_host(hosts: dict[str, Host]) -> None:
         "powerManagement": True,
         "drivers": ["nvidia"],
         "graphics": True,
-        "containers": False,
         # not in /tmp, which may be memory
         "temporary": "/var/tmp",
     }
+    assert host["containers"] is False
     assert {"nouveau", "nova_core", "nova_drm"} <= set(host["blacklisted"])
     assert host["notes-file"] == "\n".join(host["notes"]) + "\n"
     assert len(host["notes"]) == 2  # passive, ECC
@@ -184,7 +187,7 @@ def test_the_k80_box(hosts: dict[str, Host]) -> None:
 
 def test_the_edge_node(hosts: dict[str, Host]) -> None:
     host = hosts["p4-edge"]
-    assert host["nvidia"]["containers"] is True
+    assert host["containers"] is True
     assert flags_of(host["services"]["llama-cpp"])["host"] == "0.0.0.0"
     assert flags_of(host["services"]["llama-cpp"])["models-dir"] == "/srv/models"
     # without the driver's files there CUDA does not start
