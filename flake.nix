@@ -61,7 +61,13 @@
         inherit (packaged) packagesFor;
       };
 
-      devShells.${system} = mkDevShells pkgs;
+      # with NVIDIA's ptxas, which is not free software
+      devShells.${system} = mkDevShells (
+        import nixpkgs {
+          inherit system;
+          config.allowUnfree = true;
+        }
+      );
       packages.${system} = packaged.packages;
       overlays.default = final: _: {
         legacy-cuda = final.callPackage ./pkgs/legacy-cuda/package.nix { };

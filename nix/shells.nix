@@ -9,6 +9,17 @@ let
     let
       resolved = stackFor.${gpu};
       python = pythonOf pkgs resolved;
+      triton = import ./triton.nix {
+        inherit (pkgs) lib stdenv;
+        inherit (pkgs.addDriverRunpath) driverLink;
+        cudaPackages = pkgs.${"cudaPackages_" + builtins.replaceStrings [ "." ] [ "_" ] resolved.toolkit};
+      } resolved;
+      # NVIDIA's ptxas is not free software, so a nixpkgs may refuse it.
+      allowed =
+        if pkgs.config.allowUnfree or false then
+          triton
+        else
+          builtins.removeAttrs triton [ "TRITON_PTXAS_PATH" ];
     in
     pkgs.mkShell {
       name = "legacy-cuda-${gpu}";
@@ -27,7 +38,8 @@ let
           "${pkgs.stdenv.cc.cc.lib}/lib"
           "${pkgs.zlib}/lib"
         ];
-      };
+      }
+      // allowed;
     };
 
   # Looks at no machine: says what there is.

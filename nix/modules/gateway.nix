@@ -32,8 +32,8 @@ in
   config = mkIf cfg.enable {
     assertions = [
       {
-        assertion = ollama.enable || llama-cpp.enable;
-        message = "services.legacy-cuda.gateway: no engine of services.legacy-cuda is switched on";
+        assertion = llama-cpp.enable || (ollama.enable && ollama.models != [ ]);
+        message = "services.legacy-cuda.gateway: nothing to offer; switch llama-cpp on, or ollama with models";
       }
     ];
 

@@ -3,6 +3,7 @@
 {
   config,
   lib,
+  options,
   pkgs,
   ...
 }:
@@ -79,9 +80,16 @@ let
   limits = lib.concatMap (card: argument cfg.powerLimits.${card.name} card) (
     lib.filter (card: cfg.powerLimits ? ${card.name}) each
   );
-  guarded = lib.concatMap (argument cfg.thermalGuard.temperature) (
-    lib.filter (card: lib.elem card.name cfg.thermalGuard.cards) each
-  );
+  isGuarded = name: cfg.thermalGuard.enable && lib.elem name cfg.thermalGuard.cards;
+  isLimited = name: cfg.powerLimits ? ${name} || isGuarded name;
+  # With a limit of ours: "10de:1b38=85,180".
+  guarded = lib.concatMap (
+    card:
+    argument (lib.concatMapStringsSep "," toString (
+      [ cfg.thermalGuard.temperature ]
+      ++ lib.optional (cfg.powerLimits ? ${card.name}) cfg.powerLimits.${card.name}
+    )) card
+  ) (lib.filter (card: isGuarded card.name) each);
 
   script =
     name: runtimeInputs:
@@ -210,6 +218,10 @@ in
         message = stacks.sentence refusal;
       }
       {
+        assertion = newest != null || (refusal != null && lib.elem refusal.rule aboutDriver);
+        message = "no driver that NixOS has serves ${lib.concatStringsSep ", " (lib.unique cfg.gpus)} in one machine";
+      }
+      {
         assertion = newest == null || driver != null;
         message = "driver branch ${cfg.branch} does not serve ${lib.concatStringsSep ", " cfg.gpus}; the newest that does is ${newest}";
       }
@@ -229,8 +241,8 @@ in
 
     warnings = map (
       card:
-      "hardware.legacy-cuda.powerLimits.${card.name}: setting a power limit has been reported to halt a machine with a K80"
-    ) (lib.filter (card: isKepler card && cfg.powerLimits ? ${card.name}) each);
+      "hardware.legacy-cuda: ${card.name} is to get a power limit, and setting one has been reported to halt a machine with a K80"
+    ) (lib.filter (card: isKepler card && isLimited card.name) each);
 
     boot = {
       # The kernel is left alone where the driver compiles on it.
@@ -256,6 +268,10 @@ in
         nvidiaSettings = mkDefault false;
         # Keeps what is in the cards' memory through a suspend.
         powerManagement.enable = mkDefault cfg.resumeRepair.enable;
+      }
+      # Where it is kept meanwhile: the driver's own choice, /tmp, may be memory itself.
+      // lib.optionalAttrs (options.hardware.nvidia ? moduleParams) {
+        moduleParams.nvidia.NVreg_TemporaryFilePath = mkDefault "/var/tmp";
       };
       nvidia-container-toolkit.enable = mkIf cfg.containers true;
     };
@@ -300,7 +316,7 @@ in
         };
       };
 
-      legacy-cuda-thermal-guard = mkIf (cfg.thermalGuard.enable && guarded != [ ]) {
+      legacy-cuda-thermal-guard = mkIf (guarded != [ ]) {
         description = "Power limits of NVIDIA cards that are too hot";
         wantedBy = [ "multi-user.target" ];
         requires = [ "legacy-cuda-ready.service" ];
@@ -328,6 +344,8 @@ in
         after = sleeps ++ [ "nvidia-resume.service" ];
         serviceConfig = hardening // {
           Type = "oneshot";
+          # a unit that does not stop must not keep the others stopped
+          TimeoutStartSec = 120;
           CapabilityBoundingSet = [ "CAP_SYS_MODULE" ];
           DeviceAllow = [ ];
           ProtectKernelModules = false;

@@ -7,6 +7,7 @@
 {
   config,
   lib,
+  options,
   ...
 }:
 let
@@ -18,6 +19,42 @@ let
   architectures = map (
     name: catalog.capabilities.${catalog.gpus.${name}.capability}.architecture
   ) gpus;
+
+  settings = {
+    n-gpu-layers = 99;
+  }
+  # seven times slower there with a long context (ollama37)
+  // lib.optionalAttrs (lib.elem "Kepler" architectures) { flash-attn = "off"; }
+  // cfg.settings;
+
+  # NixOS 26.05 has an option for each of a few settings and a list of flags; later there is
+  # `settings` for all of them.
+  upstream = options.services.llama-cpp;
+  perOption = {
+    host = settings.host or cfg.host;
+    port = settings.port or cfg.port;
+    model = settings.model or cfg.model;
+    modelsDir = settings.models-dir or cfg.modelsDir;
+    extraFlags = lib.concatLists (
+      lib.mapAttrsToList flag (
+        builtins.removeAttrs settings [
+          "host"
+          "port"
+          "model"
+          "models-dir"
+        ]
+      )
+    );
+  };
+  # A list is its flag once for each item, `false` and null are none.
+  flag =
+    name: value:
+    if builtins.isList value then
+      lib.concatMap (flag name) value
+    else if value == null || value == false then
+      [ ]
+    else
+      [ "--${name}" ] ++ lib.optional (value != true) (toString value);
 in
 {
   options.services.legacy-cuda.llama-cpp = {
@@ -82,19 +119,25 @@ in
       }
     ];
 
-    services.llama-cpp = mkIf (refusal == null) {
-      enable = true;
-      inherit (cfg) package;
-      settings = {
-        inherit (cfg) host port;
-        n-gpu-layers = 99;
+    services.llama-cpp = mkIf (refusal == null) (
+      {
+        enable = true;
+        inherit (cfg) package;
       }
-      // lib.optionalAttrs (cfg.model != null) { inherit (cfg) model; }
-      // lib.optionalAttrs (cfg.modelsDir != null) { models-dir = cfg.modelsDir; }
-      # seven times slower there with a long context (ollama37)
-      // lib.optionalAttrs (lib.elem "Kepler" architectures) { flash-attn = "off"; }
-      // cfg.settings;
-    };
+      // (
+        if upstream ? settings then
+          {
+            settings = {
+              inherit (cfg) host port;
+            }
+            // lib.optionalAttrs (cfg.model != null) { inherit (cfg) model; }
+            // lib.optionalAttrs (cfg.modelsDir != null) { models-dir = cfg.modelsDir; }
+            // settings;
+          }
+        else
+          perOption
+      )
+    );
 
     systemd.services.llama-cpp = mkIf (refusal == null) {
       requires = [ "legacy-cuda-ready.service" ];
@@ -109,6 +152,9 @@ in
           "char-nvidia-frontend"
           "char-nvidia-uvm"
         ];
+        # NixOS's "pid" hides /proc/driver/nvidia. CUDA does not start without it, and llama-server
+        # serves from the CPU then.
+        ProcSubset = lib.mkForce "all";
         UMask = "0077";
       };
     };

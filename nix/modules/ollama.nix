@@ -7,6 +7,7 @@
 {
   config,
   lib,
+  options,
   ...
 }:
 let
@@ -100,7 +101,8 @@ in
         // cfg.environment;
       }
       // lib.optionalAttrs (cfg.modelsDir != null) {
-        inherit (cfg) modelsDir;
+        # its name in NixOS 26.05 is `models`
+        ${if options.services.ollama ? modelsDir then "modelsDir" else "models"} = cfg.modelsDir;
         user = mkDefault "ollama";
       }
     );

@@ -6,15 +6,12 @@ for unit in "$@"; do
   fi
 done
 if [ "${#running[@]}" -gt 0 ]; then
-  systemctl stop "${running[@]}"
+  # However this ends, what ran before runs again. Without waiting: it may wait for this unit.
+  trap 'systemctl start --no-block "${running[@]}"' EXIT
+  systemctl stop "${running[@]}" || true
 fi
-status=0
 # not modprobe --remove: that may take the driver out as well
 if ! { rmmod nvidia_uvm && modprobe nvidia_uvm; }; then
   echo "nvidia_uvm is in use by something else: CUDA may not work until the machine is restarted" >&2
-  status=1
+  exit 1
 fi
-if [ "${#running[@]}" -gt 0 ]; then
-  systemctl start "${running[@]}"
-fi
-exit "$status"

@@ -18,7 +18,8 @@ in
   name = "legacy-cuda-${gpu}";
   services.${engine} = {
     image = "legacy-cuda-${gpu}-${engine}:latest";
-    restart = "unless-stopped";
+    # Without a port it is a Python to type into, not a server.
+    restart = if ports == [ ] then "no" else "unless-stopped";
     ports = map (port: "127.0.0.1:${toString port}:${toString port}") ports;
     volumes = lib.mapAttrsToList (name: _: "${name}:/${name}") volumes;
     cap_drop = [ "ALL" ];
@@ -30,6 +31,10 @@ in
         capabilities = [ "gpu" ];
       }
     ];
+  }
+  // lib.optionalAttrs (ports == [ ]) {
+    stdin_open = true;
+    tty = true;
   };
   inherit volumes;
 }

@@ -1,4 +1,5 @@
-# An OCI image of one engine for one card: no root inside, no compiler, a health check.
+# An OCI image of one engine for one card: no root inside, a health check, and no compiler but the
+# one that Triton calls.
 # The result is a script that writes the image: ./result | docker load
 {
   lib,

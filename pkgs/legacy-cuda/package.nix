@@ -18,7 +18,9 @@ python3Packages.buildPythonApplication {
   dependencies = with python3Packages; [
     isal
     lz4
+    nvidia-ml-py
     packaging
+    prometheus-client
     pyelftools
     pyproject-hooks
     requests
@@ -26,6 +28,10 @@ python3Packages.buildPythonApplication {
     uv
     zstandard
   ];
+
+  # nixpkgs has none. build/finish.py imports it, and nothing else does, when it looks into a wheel
+  # that says that it is for the stable ABI.
+  pythonRemoveDeps = [ "abi3info" ];
 
   pythonImportsCheck = [ "legacy_cuda" ];
 

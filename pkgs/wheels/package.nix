@@ -1,5 +1,7 @@
 # The stack's wheels in one environment: the files of its lock, by their sha256, and those with
-# patches of ours. They are as published; what they expect from the system comes with the wrapper.
+# patches of ours. Nothing in them is made to fit NixOS: the wrapper says where libraries are, and
+# where Triton has code for the card, the driver's library, an assembler and a compiler for it.
+# Other programs that wheels bring are of no use on NixOS.
 {
   lib,
   stdenv,
@@ -7,6 +9,7 @@
   callPackage,
   fetchPypi,
   addDriverRunpath,
+  cudaPackages,
   makeBinaryWrapper,
   uv,
   zlib,
@@ -50,6 +53,11 @@ let
         path = made;
       };
   files = map fetched wheels;
+
+  triton = import ../../nix/triton.nix {
+    inherit lib stdenv cudaPackages;
+    inherit (addDriverRunpath) driverLink;
+  } stack;
 in
 runCommand "legacy-cuda-wheels-${stack.stack}"
   {
@@ -94,6 +102,10 @@ runCommand "legacy-cuda-wheels-${stack.stack}"
     mv "$out/bin/python" "$out/bin/.python-unwrapped"
     makeWrapper "$out/bin/.python-unwrapped" "$out/bin/python" \
       --suffix LD_LIBRARY_PATH : "$libraries" \
-      --set-default CUDA_DEVICE_ORDER PCI_BUS_ID
+      --set-default CUDA_DEVICE_ORDER PCI_BUS_ID ${
+        lib.concatStringsSep " " (
+          lib.mapAttrsToList (name: value: "--set-default ${name} ${lib.escapeShellArg value}") triton
+        )
+      }
     "$out/bin/python" -c 'import torch'
   ''

@@ -1,7 +1,7 @@
 # What the tests look at of a machine that was evaluated.
 evaluated:
 let
-  inherit (evaluated) config;
+  inherit (evaluated) config options;
   failed = builtins.filter (one: !one.assertion) config.assertions;
   # Options by name: some that are there only say that they were removed.
   pick =
@@ -36,8 +36,9 @@ in
         powerManagement = config.hardware.nvidia.powerManagement.enable;
         drivers = config.services.xserver.videoDrivers;
         graphics = config.hardware.graphics.enable;
-        containers = config.hardware.nvidia-container-toolkit.enable;
+        temporary = config.hardware.nvidia.moduleParams.nvidia.NVreg_TemporaryFilePath or null;
       };
+  containers = config.hardware.nvidia-container-toolkit.enable;
   inherit (config.hardware.legacy-cuda) notes;
   notes-file = config.environment.etc."legacy-cuda/notes".text or null;
   tmpfiles = config.systemd.tmpfiles.rules;
@@ -62,11 +63,22 @@ in
       "port"
       "loadModels"
       "environmentVariables"
-      "modelsDir"
+      (if options.services.ollama ? modelsDir then "modelsDir" else "models")
       "user"
       "group"
     ] config.services.ollama;
-    llama-cpp = pick [ "settings" ] config.services.llama-cpp;
+    llama-cpp = pick (
+      if options.services.llama-cpp ? settings then
+        [ "settings" ]
+      else
+        [
+          "host"
+          "port"
+          "model"
+          "modelsDir"
+          "extraFlags"
+        ]
+    ) config.services.llama-cpp;
     litellm = pick [
       "host"
       "port"

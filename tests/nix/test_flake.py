@@ -278,6 +278,11 @@ def test_dev_shells(outputs: Outputs) -> None:
         assert (gpu.name in shells) == ("stack" in found) == (f"  {gpu.name}: " in listed)
         if gpu.name in shells:
             python = f"python{found['pythons'][0]}"
+            triton = {
+                "CC": "gcc-wrapper/bin/cc",
+                "TRITON_LIBCUDA_PATH": "/run/opengl-driver/lib",
+                "TRITON_PTXAS_PATH": f"/cuda_nvcc-{found['toolkit']}/bin/ptxas",
+            }
             assert shells[gpu.name] == {
                 "name": f"legacy-cuda-{gpu.name}",
                 "packages": [python, "uv"],
@@ -287,6 +292,7 @@ def test_dev_shells(outputs: Outputs) -> None:
                     "UV_PYTHON": f"{python}/bin/python3",
                     "UV_PYTHON_DOWNLOADS": "never",
                     "LD_LIBRARY_PATH": "/run/opengl-driver/lib:gcc-lib/lib:zlib/lib",
+                    **(triton if "triton" in found["patched"] else {}),
                 },
             }
 

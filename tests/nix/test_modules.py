@@ -44,6 +44,20 @@ def in_words(refusal: Refusal) -> str:
     return f"{refusal.engine.name} on {names} is refused [{refusal.rule}]: {because}"
 
 
+def flags_of(llama_cpp: dict[str, Any]) -> dict[str, str]:
+    """What llama-server is told, whichever options this NixOS has for it."""
+    if "settings" in llama_cpp:
+        return {name: str(value) for name, value in llama_cpp["settings"].items()}
+    flags = llama_cpp["extraFlags"]
+    found = {
+        name.removeprefix("--"): value for name, value in zip(flags[::2], flags[1::2], strict=True)
+    }
+    for name, option in {"host": "host", "model": "model", "models-dir": "modelsDir"}.items():
+        if llama_cpp[option] is not None:
+            found[name] = llama_cpp[option]
+    return found
+
+
 def refusal_of(gpus: list[Gpu], engine: str) -> Refusal | None:
     found = resolve(gpus, catalog.find_engine(engine))
     return found if isinstance(found, Refusal) else None
@@ -73,7 +87,8 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
         in
         builtins.mapAttrs (_: test: let one = machine test.nodes.machine; in {{
           inherit (test) name;
-          inherit (one) failed nvidia;
+          inherit (one) failed nvidia containers;
+          web-ui = one.services.open-webui;
           units = builtins.attrNames one.units;
         }}) machines
         """
@@ -83,6 +98,8 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
         template = check.removeprefix("vm-")
         assert one["name"] == f"legacy-cuda-{template}"
         assert one["failed"] == [] and one["nvidia"] is None
+        # the one wants a driver, the other is unfree
+        assert one["containers"] is False and one["web-ui"] is None
         guarded = "legacy-cuda-thermal-guard" in one["units"]
         assert guarded is (template in ("p40", "p4-edge"))
 
@@ -97,8 +114,10 @@ def test_the_p40_host(hosts: dict[str, Host]) -> None:
         "powerManagement": True,
         "drivers": ["nvidia"],
         "graphics": True,
-        "containers": False,
+        # not in /tmp, which may be memory
+        "temporary": "/var/tmp",
     }
+    assert host["containers"] is False
     assert {"nouveau", "nova_core", "nova_drm"} <= set(host["blacklisted"])
     assert host["notes-file"] == "\n".join(host["notes"]) + "\n"
     assert len(host["notes"]) == 2  # passive, ECC
@@ -119,7 +138,8 @@ def test_the_p40_host(hosts: dict[str, Host]) -> None:
         ]
         + [f"{pci}=180" for pci in gpu.pci_ids]
     )
-    assert "legacy-cuda-thermal-guard" in host["units"]
+    guard = without_store(host["units"]["legacy-cuda-thermal-guard"]["serviceConfig"])
+    assert guard["ExecStart"].split()[2:] == [f"{pci}=85,180" for pci in gpu.pci_ids]
 
 
 def test_the_workstation_with_two_cards(hosts: dict[str, Host]) -> None:
@@ -132,7 +152,8 @@ def test_the_workstation_with_two_cards(hosts: dict[str, Host]) -> None:
         "OLLAMA_KEEP_ALIVE": "1h",
         "OLLAMA_SCHED_SPREAD": "1",
     }
-    assert (ollama["user"], ollama["modelsDir"]) == ("ollama", "/srv/models")
+    folder = ollama["modelsDir"] if "modelsDir" in ollama else ollama["models"]
+    assert (ollama["user"], folder) == ("ollama", "/srv/models")
     assert "d /srv/models 0750 ollama ollama -" in host["tmpfiles"]
     resume = without_store(host["units"]["legacy-cuda-resume"])
     assert resume["serviceConfig"]["ExecStart"].endswith("legacy-cuda-resume ollama.service")
@@ -157,17 +178,78 @@ def test_the_k80_box(hosts: dict[str, Host]) -> None:
     assert host["nvidia"]["version"] == "470.256.02"
     assert host["nvidia"]["open"] is False
     assert host["nvidia"]["nvidiaPersistenced"] is False
-    settings = host["services"]["llama-cpp"]["settings"]
+    settings = flags_of(host["services"]["llama-cpp"])
     assert settings["flash-attn"] == "off" and settings["host"] == "127.0.0.1"
+    assert settings["model"] == "/srv/models/model.gguf" and settings["ctx-size"] == "4096"
     assert not {"legacy-cuda-power-limits", "legacy-cuda-thermal-guard"} & set(host["units"])
     assert any("2 dies" in note for note in host["notes"])
 
 
 def test_the_edge_node(hosts: dict[str, Host]) -> None:
     host = hosts["p4-edge"]
-    assert host["nvidia"]["containers"] is True
-    assert host["services"]["llama-cpp"]["settings"]["host"] == "0.0.0.0"
+    assert host["containers"] is True
+    assert flags_of(host["services"]["llama-cpp"])["host"] == "0.0.0.0"
+    assert flags_of(host["services"]["llama-cpp"])["models-dir"] == "/srv/models"
+    # without the driver's files there CUDA does not start
+    assert host["units"]["llama-cpp"]["serviceConfig"]["ProcSubset"] == "all"
     assert host["firewall"] == [8080]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_options_of_this_nixos_and_of_a_later_one(outputs: Outputs, later: bool) -> None:
+    """`services.llama-cpp` and `services.ollama` of 26.05, and as they were changed after it. A
+    checkout has one of the two."""
+    found = outputs.evaluate(
+        f"""
+        let {HELPERS} in (host (flake.nixpkgs.lib.nixosSystem {{
+          later = {"true" if later else "false"};
+          modules = [
+            flake.nixosModules.default
+            {{
+              hardware.legacy-cuda.gpus = [ "p40" ];
+              services.legacy-cuda.ollama = {{ enable = true; modelsDir = "/o"; }};
+              services.legacy-cuda.llama-cpp = {{
+                enable = true;
+                modelsDir = "/l";
+                settings = {{
+                  port = 8081;
+                  jinja = true;
+                  mlock = false;
+                  override-kv = [ "a" "b" ];
+                }};
+              }};
+            }}
+          ];
+        }})).services
+        """
+    )
+    ollama, llama_cpp = found["ollama"], found["llama-cpp"]
+    assert ollama.get("modelsDir", ollama.get("models")) == "/o"
+    if "LEGACY_CUDA_NIXPKGS" not in os.environ:
+        assert ("modelsDir" in ollama) is ("settings" in llama_cpp) is later
+    if "settings" in llama_cpp:
+        wanted = {
+            "host": "127.0.0.1",
+            "port": 8081,
+            "models-dir": "/l",
+            "n-gpu-layers": 99,
+            "jinja": True,
+            "mlock": False,
+            "override-kv": ["a", "b"],
+        }
+        # NixOS's own may be there beside them
+        assert {name: llama_cpp["settings"][name] for name in wanted} == wanted
+    else:
+        assert llama_cpp == {
+            "host": "127.0.0.1",
+            "port": 8081,
+            "model": None,
+            "modelsDir": "/l",
+            "extraFlags": [
+                *["--jinja", "--n-gpu-layers", "99"],
+                *["--override-kv", "a", "--override-kv", "b"],
+            ],
+        }
 
 
 def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
@@ -205,6 +287,8 @@ def test_every_card(outputs: Outputs, tmp_path: Path) -> None:
         if refusal:
             expected.append(in_words(refusal))
             refused += 1
+        elif engine and engine not in SERVED:
+            expected.append(f"services.legacy-cuda.{engine}: there is no service of it yet")
         assert sorted(host["failed"]) == sorted(expected), (names, engine)
     assert refused > len(catalog.gpus())
 
@@ -290,6 +374,16 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
             '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda.web-ui.enable = true; }',
             "no engine of services.legacy-cuda is switched on",
         ),
+        # an answer for torch that is not about drivers, and no driver of NixOS
+        (
+            '{ hardware.legacy-cuda.gpus = [ "k40" "h100" ]; }',
+            "no driver that NixOS has serves k40, h100 in one machine",
+        ),
+        (
+            '{ hardware.legacy-cuda.gpus = [ "p40" ];'
+            " services.legacy-cuda = { ollama.enable = true; gateway.enable = true; }; }",
+            "services.legacy-cuda.gateway: nothing to offer",
+        ),
         (
             '{ pkgs, ... }: { hardware.legacy-cuda.gpus = [ "k80" ];'
             " boot.kernelPackages = pkgs.linuxKernel.packages.linux_7_1; }",
@@ -300,6 +394,27 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
 def test_what_cannot_work_is_said(outputs: Outputs, module: str, said: str) -> None:
     failed = outputs.evaluate(f"let {HELPERS} in (machine ({module})).failed")
     assert any(said in message for message in failed), failed
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ("powerLimits.k80 = 200;", True),
+        ('thermalGuard = { enable = true; cards = [ "k80" ]; };', True),
+        ('thermalGuard.cards = [ "k80" ];', False),
+        ("thermalGuard.enable = true;", False),
+    ],
+)
+def test_a_limit_for_a_k80_is_warned_of(outputs: Outputs, settings: str, warned: bool) -> None:
+    warnings = outputs.evaluate(
+        f"""
+        let {HELPERS} in (machine {{
+          hardware.legacy-cuda = {{ gpus = [ "k80" "p40" ]; {settings} }};
+        }}).warnings
+        """
+    )
+    assert len(warnings) == (1 if warned else 0)
+    assert not warned or "k80" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +498,7 @@ def test_settings_win_over_what_suits_the_card(outputs: Outputs) -> None:
         """
     )
     assert host["nvidia"]["version"] == "535.288.01"
-    settings = host["services"]["llama-cpp"]["settings"]
+    settings = flags_of(host["services"]["llama-cpp"])
     assert settings["flash-attn"] == "on" and settings["models-dir"] == "/m"
     resume = host["units"]["legacy-cuda-resume"]["serviceConfig"]["ExecStart"]
     assert resume.endswith(" mine.service llama-cpp.service") or resume.endswith(
@@ -471,9 +586,11 @@ def smi(tmp_path: Path) -> Path:
   *power-limit=*) echo "$*" >> {tmp_path}/calls; [ ! -e {tmp_path}/broken ] ;;
   *temperature*)
     [ -s {tmp_path}/degrees ] || exit 9
-    echo "0, 0x1B3810DE, $(cat {tmp_path}/degrees), 250.00, 125.00"
-    echo "1, 0x1B3810DE, [N/A], [N/A], [N/A]"
-    echo "2, 0x1BB310DE, 99, 75.00, 60.00"
+    limit=250.00
+    [ ! -e {tmp_path}/limit ] || limit=$(cat {tmp_path}/limit)
+    echo "0, 0x1B3810DE, $(cat {tmp_path}/degrees), $limit, 125.00, 250.00"
+    echo "1, 0x1B3810DE, [N/A], [N/A], [N/A], [N/A]"
+    echo "2, 0x1BB310DE, 99, 75.00, 60.00, 75.00"
     ;;
   *) echo "0, 0x1B3810DE"; echo "1, 0x1B3810DE"; echo "2, 0x1BB310DE" ;;
 esac
@@ -547,6 +664,37 @@ def test_thermal_guard(tmp_path: Path, smi: Path) -> None:
             guard.wait()
 
 
+@pytest.mark.parametrize(
+    ("argument", "limit", "own"),
+    [
+        # left behind by a guard that was killed
+        ("10de:1b38=85", "125.00", "250.00"),
+        ("10de:1b38=85,180", "125.00", "180"),
+        # set by somebody else
+        ("10de:1b38=85,180", "200.00", "200.00"),
+    ],
+)
+def test_thermal_guard_after_a_crash_while_hot(
+    tmp_path: Path, smi: Path, argument: str, limit: str, own: str
+) -> None:
+    (tmp_path / "degrees").write_text("90")
+    (tmp_path / "limit").write_text(limit)
+    guard = subprocess.Popen(
+        command("thermal-guard.sh", str(tmp_path / "bin" / "nvidia-smi"), argument),
+        env=environment(tmp_path, LEGACY_CUDA_GUARD_SECONDS="0.05"),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(smi, 1)
+        guard.send_signal(signal.SIGTERM)
+        assert guard.wait(timeout=10) == 0
+        assert wait_for(smi, 2) == ["--id=0 --power-limit=125.00", f"--id=0 --power-limit={own}"]
+    finally:
+        if guard.poll() is None:
+            guard.kill()
+            guard.wait()
+
+
 @pytest.mark.parametrize("present", [["nvidiactl", "nvidia-uvm"], ["nvidiactl"], []])
 def test_ready(tmp_path: Path, present: list[str]) -> None:
     for name in present:
@@ -564,17 +712,20 @@ def test_ready(tmp_path: Path, present: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("active", "busy"), list(itertools.product([[], ["ollama.service"]], [False, True]))
+    ("active", "busy", "stuck"),
+    list(itertools.product([[], ["ollama.service"]], [False, True], [False, True])),
 )
-def test_resume(tmp_path: Path, active: list[str], busy: bool) -> None:
-    """What runs is stopped and started again, also where the module cannot be taken out."""
+def test_resume(tmp_path: Path, active: list[str], busy: bool, stuck: bool) -> None:
+    """What runs is stopped and started again, also where the module cannot be taken out or the
+    unit does not stop."""
     calls = tmp_path / "calls"
     wanted = "|".join(active) or "none"
     program(
         tmp_path / "bin",
         "systemctl",
         f"""[ "$1" = --quiet ] && {{ case "$3" in {wanted}) exit 0 ;; esac; exit 3; }}
-echo "systemctl $*" >> {calls}\n""",
+echo "systemctl $*" >> {calls}
+[ "$1" != stop ] || {"false" if stuck else "true"}\n""",
     )
     program(tmp_path / "bin", "modprobe", f'echo "modprobe $*" >> {calls}\n')
     program(
@@ -592,6 +743,39 @@ echo "systemctl $*" >> {calls}\n""",
         *(f"systemctl stop {unit}" for unit in active),
         "rmmod nvidia_uvm",
         *([] if busy else ["modprobe nvidia_uvm"]),
-        *(f"systemctl start {unit}" for unit in active),
+        *(f"systemctl start --no-block {unit}" for unit in active),
     ]
     assert ("in use by something else" in done.stderr) is busy
+
+
+def test_resume_that_systemd_ends_starts_what_it_stopped(
+    tmp_path: Path, hosts: dict[str, Host]
+) -> None:
+    """A unit that hangs while it stops does not keep the others stopped."""
+    assert hosts["p40"]["units"]["legacy-cuda-resume"]["serviceConfig"]["TimeoutStartSec"] == 120
+    calls = tmp_path / "calls"
+    program(
+        tmp_path / "bin",
+        "systemctl",
+        f"""[ "$1" != --quiet ] || exit 0
+echo "systemctl $*" >> {calls}
+[ "$1" != stop ] || exec sleep 60\n""",
+    )
+    resume = subprocess.Popen(
+        command("resume.sh", "ollama.service"),
+        env=environment(tmp_path),
+        start_new_session=True,
+    )
+    try:
+        wait_for(calls, 1)
+        # as systemd does it: to every process of the unit
+        os.killpg(resume.pid, signal.SIGTERM)
+        resume.wait(timeout=10)
+        assert calls.read_text().splitlines() == [
+            "systemctl stop ollama.service",
+            "systemctl start --no-block ollama.service",
+        ]
+    finally:
+        if resume.poll() is None:
+            os.killpg(resume.pid, signal.SIGKILL)
+            resume.wait()

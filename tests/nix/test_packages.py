@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical
 
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
@@ -24,7 +26,7 @@ from legacy_cuda.catalog import Gpu
 from legacy_cuda.catalog.locks import load_lock
 from legacy_cuda.catalog.patched import find_patched, patched
 from legacy_cuda.resolve import Stack, resolve
-from tests.nix.nixrun import Outputs, without_store
+from tests.nix.nixrun import ROOT, Outputs, without_store
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,6 +120,48 @@ def test_arguments(packages: Packages) -> None:
     assert torch["_tritonEffective"] == "triton"
     own = packages["legacy-cuda"]
     assert own["pname"] == "legacy-cuda" and "uv" in own["dependencies"]
+
+
+def test_dependencies_of_the_command_line(packages: Packages) -> None:
+    """Those of pyproject.toml: nixpkgs' build stops where one is missing."""
+    with (ROOT / "python" / "pyproject.toml").open("rb") as file:
+        wanted = tomllib.load(file)["project"]["dependencies"]
+    own = packages["legacy-cuda"]
+    # a condition on the Python is one that nixpkgs' is too new for
+    names = {canonical(Requirement(one).name) for one in wanted if ";" not in one}
+    removed = set(own["pythonRemoveDeps"])
+    assert removed == {"abi3info"} and removed < names
+    assert set(own["dependencies"]) == names - removed
+
+
+def test_triton_finds_its_programs_on_nixos(outputs: Outputs) -> None:
+    """In the dev shells too; NVIDIA's ptxas only where a nixpkgs allows what is not free."""
+    found = without_store(
+        outputs.evaluate(
+            """
+            let
+              brief = shells: builtins.mapAttrs (_: shell: removeAttrs shell.recorded.env
+                [ "LD_LIBRARY_PATH" "UV_PYTHON" ]) { inherit (shells) p40 v100 k80; };
+            in
+            {
+              ours = brief flake.devShells.x86_64-linux;
+              free = brief (flake.lib.mkDevShells flake.nixpkgs.legacyPackages.x86_64-linux);
+            }
+            """
+        )
+    )
+    names = ("CC", "TRITON_LIBCUDA_PATH", "TRITON_PTXAS_PATH")
+    ours, free = (
+        {gpu: [shell.get(name) for name in names] for gpu, shell in found[which].items()}
+        for which in ("ours", "free")
+    )
+    common = ["gcc-wrapper/bin/cc", "/run/opengl-driver/lib"]
+    assert ours == {
+        "p40": [*common, "/cuda_nvcc-12.6/bin/ptxas"],
+        "v100": [*common, "/cuda_nvcc-12.8/bin/ptxas"],
+        "k80": [None] * 3,  # no Triton has code for it
+    }
+    assert free == {"p40": [*common, None], "v100": [*common, None], "k80": [None] * 3}
 
 
 def test_triton_is_patched_where_it_is_installed(packages: Packages) -> None:
@@ -274,6 +318,12 @@ def test_compose_files(outputs: Outputs, packages: Packages) -> None:
             made["config"]["ExposedPorts"]
         )
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        if engine == "torch":  # a Python to type into: it ends when nobody does
+            assert service["restart"] == "no"
+            assert service["stdin_open"] is True and service["tty"] is True
+        else:
+            assert service["restart"] == "unless-stopped"
+            assert not {"stdin_open", "tty"} & set(service)
         assert {volume.split(":")[0] for volume in service["volumes"]} == set(file["volumes"])
 
 
@@ -383,13 +433,18 @@ def test_the_script_that_installs_wheels(outputs: Outputs, tmp_path: Path) -> No
     assert without_store(made["libraries"]) == "/run/opengl-driver/lib:gcc-lib/lib:zlib/lib"
     said = bash(
         f'{out}/bin/other; {out}/bin/python -c "import os, sys, torch;'
-        "print(sys.prefix, os.environ['LD_LIBRARY_PATH'], os.environ['CUDA_DEVICE_ORDER'])\"",
+        "print(sys.prefix, os.environ['LD_LIBRARY_PATH'], os.environ['CUDA_DEVICE_ORDER']);"
+        "print(*[os.environ[f'TRITON_{name}_PATH'] for name in ('LIBCUDA', 'PTXAS')]);"
+        "print(os.environ['CC'])\"",
         tmp_path,
         LD_LIBRARY_PATH="/mine",
+        CC="/mine/cc",
     )
     assert said.stdout.splitlines() == [
         f"{out}/bin/.python-unwrapped",
         f"{out} /mine:{made['libraries']} PCI_BUS_ID",
+        "/run/opengl-driver/lib /cuda_nvcc-12.9/bin/ptxas",
+        "/mine/cc",
     ], said.stderr
 
 

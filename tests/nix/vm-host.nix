@@ -12,7 +12,7 @@ let
   smi = pkgs.writeShellScriptBin "nvidia-smi" ''
     case "$*" in
       *power-limit=*) echo "$*" >> /run/stand-in/calls ;;
-      *temperature*) echo "0, ${config.vmHost.pciId}, $(cat /run/stand-in/degrees), 250.00, 125.00" ;;
+      *temperature*) echo "0, ${config.vmHost.pciId}, $(cat /run/stand-in/degrees), 250.00, 125.00, 250.00" ;;
       *) echo "0, ${config.vmHost.pciId}" ;;
     esac
   '';
@@ -35,6 +35,10 @@ in
         version = "0";
       }
     );
+    # It asks for a driver that can be seen.
+    hardware.nvidia-container-toolkit.enable = lib.mkForce false;
+    # an unfree package
+    services.open-webui.enable = lib.mkForce false;
     # no unfree package and no compiler: these tests are about the units
     services.legacy-cuda.ollama.package = lib.mkDefault pkgs.ollama;
     services.legacy-cuda.llama-cpp.package = lib.mkDefault pkgs.llama-cpp;

@@ -16,6 +16,7 @@ in
 {
   inherit config manifests;
   cudaMajorMinorVersion = version;
+  cuda_nvcc = "/cuda_nvcc-${version}";
   flags =
     if tooOld != [ ] then
       throw "Requested CUDA capabilities which are too old for CUDA ${version}: ${toString tooOld}"

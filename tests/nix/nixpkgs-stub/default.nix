@@ -142,7 +142,9 @@ let
             lib.genAttrs [
               "isal"
               "lz4"
+              "nvidia-ml-py"
               "packaging"
+              "prometheus-client"
               "pyelftools"
               "pyproject-hooks"
               "requests"
@@ -163,8 +165,10 @@ let
 
       stdenv = {
         is32bit = false;
-        cc.cc = plain "gcc" // {
-          lib = plain "gcc-lib";
+        cc = plain "gcc-wrapper" // {
+          cc = plain "gcc" // {
+            lib = plain "gcc-lib";
+          };
         };
       };
       nixfmt-tree = plain "nixfmt-tree";

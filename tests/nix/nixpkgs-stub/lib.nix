@@ -355,6 +355,7 @@ let
     versionOlder = a: b: compareVersions a b < 0;
     versionAtLeast = a: b: compareVersions a b >= 0;
     getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
+    getExe' = package: name: "${package}/bin/${name}";
     getLib = package: package.lib or package;
     licenses = genAttrs [ "mit" "unfree" ] (name: name);
     sourceTypes.binaryNativeCode = "binaryNativeCode";

@@ -1,6 +1,7 @@
 # The options of NixOS that the modules set or read, with upstream's types, and those that upstream's
 # own modules set, so that these can take the place of the options here: `upstream` says which do.
-{ upstream }:
+# Those that have other names or another shape since 26.05 are there in both: `later` says which.
+{ upstream, later }:
 {
   config,
   lib,
@@ -68,6 +69,7 @@ in
         nvidiaPersistenced = off;
         nvidiaSettings = option types.bool true;
         powerManagement.enable = off;
+        moduleParams = option (types.attrsOf (types.attrsOf types.raw)) { };
       };
     };
 
@@ -90,18 +92,30 @@ in
         host = option types.str "127.0.0.1";
         port = option types.port 11434;
         loadModels = strings;
-        modelsDir = option types.str "/var/lib/ollama/models";
         environmentVariables = option (types.attrsOf types.str) { };
         user = option (types.nullOr types.str) null;
         group = option (types.nullOr types.str) config.services.ollama.user;
+        ${if later then "modelsDir" else "models"} = option types.str "/var/lib/ollama/models";
       };
     }
     // unlessUpstream "llama-cpp" {
       llama-cpp = {
         enable = off;
         package = required types.package;
-        settings = option (types.attrsOf types.anything) { };
-      };
+      }
+      // (
+        if later then
+          { settings = option (types.attrsOf types.anything) { }; }
+        else
+          {
+            host = option types.str "127.0.0.1";
+            port = option types.port 8080;
+            # without a default at some revisions
+            model = required (types.nullOr types.path);
+            modelsDir = required (types.nullOr types.path);
+            extraFlags = strings;
+          }
+      );
     }
     // unlessUpstream "litellm" {
       litellm = {

@@ -4,10 +4,18 @@
   system,
   modules,
   pkgs ? import ./. { inherit system; },
+  # the options of 26.05, or those of later
+  later ? false,
 }:
 let
   evaluated = lib.evalModules {
-    modules = [ (import ./nixos-options.nix { upstream = import ./upstream.nix; }) ] ++ modules;
+    modules = [
+      (import ./nixos-options.nix {
+        upstream = import ./upstream.nix;
+        inherit later;
+      })
+    ]
+    ++ modules;
     specialArgs = { inherit pkgs; };
   };
 in

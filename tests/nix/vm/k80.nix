@@ -16,7 +16,7 @@
 
     driver()
     machine.wait_for_unit("legacy-cuda-ready.service")
-    machine.succeed("systemctl cat llama-cpp.service | grep -- '--flash-attn off'")
+    machine.succeed("systemctl cat llama-cpp.service | grep -E 'flash-attn[^a-z]{1,3}off'")
     machine.fail("systemctl cat legacy-cuda-power-limits.service")
     machine.fail("systemctl cat legacy-cuda-thermal-guard.service")
   '';
