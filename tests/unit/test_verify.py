@@ -246,6 +246,18 @@ def test_memory_that_others_have(machine: Callable[..., None]) -> None:
     assert verdict.state == "incomplete"
 
 
+def test_the_working_folder_is_not_imported_from(
+    machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by its being the working folder nor by an empty entry of PYTHONPATH."""
+    machine()
+    for name in ("json", "random", "legacy_cuda"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the working folder ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ["PYTHONPATH"])
+    assert on_gpu("fp32")["fp32"]["outcome"] == "passed"
+
+
 # ---- GPUs and drivers that give up ----
 
 
