@@ -4,8 +4,8 @@
    runs the kernel's own source. Time is counted, not spent: every launch
    and copy adds what its bytes and operations take at the rates of the card.
 
-   STAND_IN_...  GPUS, NAME, CAPABILITY (61), MIB, FREE_MIB, CLOCK and LOAD_CLOCK (MHz), GB_S,
-   TFLOPS, LINK (GB/s), FAULT: wrong:KERNEL, launch:KERNEL, hang:KERNEL, crash:KERNEL, stuck:WORD,
+   STAND_IN_...  GPUS, NAME, CAPABILITY (61), MIB, FREE_MIB, PIECE_MIB (the most at once), CLOCK
+   and LOAD_CLOCK (MHz), GB_S, TFLOPS, LINK (GB/s), FAULT: wrong:KERNEL, launch:KERNEL, hang:KERNEL, crash:KERNEL, stuck:WORD,
    address:BIT, link, peer, load, init:CODE. KERNEL may be cuInit for hang. */
 #include <math.h>
 #include <stdint.h>
@@ -128,7 +128,7 @@ int cuMemAlloc_v2(u64 *pointer, size_t bytes) {
   size_t room, total;
   ALIVE;
   cuMemGetInfo_v2(&room, &total);
-  if (bytes > room) return 2;
+  if (bytes > room || bytes > (size_t)number("STAND_IN_PIECE_MIB", 1 << 20) << 20) return 2;
   /* lowest place that is free: pieces are kept in the order of their addresses */
   char *at = (char *)arena;
   int n = 0;

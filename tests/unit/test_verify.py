@@ -258,6 +258,20 @@ def test_the_working_folder_is_not_imported_from(
     assert on_gpu("fp32")["fp32"]["outcome"] == "passed"
 
 
+def test_free_memory_in_small_pieces_is_tested(machine: Callable[..., None]) -> None:
+    """No piece of more than 100 MiB can be had: half of the half of what is asked for first."""
+    machine(mib=300, piece_mib=100)
+    done = on_gpu("memory")["memory"]
+    assert done["outcome"] == "passed"
+    assert done["facts"]["bytes"] > (300 - 300 // 8 - 64) << 20
+
+
+def test_memory_of_which_no_piece_can_be_had(machine: Callable[..., None]) -> None:
+    machine(mib=300, piece_mib=30)
+    done = on_gpu("memory")["memory"]
+    assert done["outcome"] == "not run" and "OUT_OF_MEMORY" in done["why"]
+
+
 # ---- GPUs and drivers that give up ----
 
 
@@ -440,7 +454,7 @@ def measured(
     rate = {"sustained_tera_per_s": tera, "sustained_clock_mhz": clock, "clock_mhz": clock}
     facts: dict[str, dict[str, Any]] = {
         "fp32": {},
-        "memory": {"bytes": 20 << 30, "patterns": 10},
+        "memory": {"bytes": 20 << 30, "limit": 0, "patterns": 10},
         "bandwidth": {"copy_gb_s": copy, "triad_gb_s": copy},
         "fp32 rate": {"tera_per_s": tera, **rate},
         "fp64 rate": {"tera_per_s": tera / 32, **rate},
@@ -481,6 +495,30 @@ def test_verdicts(steps: list[dict[str, Any]], live: Live | None, kinds: list[st
     assert verdict.state == ("degraded" if kinds else "healthy")
 
 
+@pytest.mark.parametrize(
+    ("tested", "limit", "state", "said"),
+    [
+        (20 << 30, 0, "healthy", ""),
+        (19 << 30, 0, "incomplete", "memory: only 19456 of 24576 MiB could be tested"),
+        (64 << 20, 0, "incomplete", "memory: only 64 of 24576 MiB could be tested"),
+        (64 << 20, 64 << 20, "healthy", ""),
+        (64 << 20, 1 << 30, "incomplete", "memory: only 64 of 1024 MiB could be tested"),
+        (20 << 30, 1 << 40, "healthy", ""),
+        (0, 64 << 20, "incomplete", "memory: other programs have all of it"),
+    ],
+)
+def test_how_much_memory_has_to_be_tested(
+    tested: int, limit: int, state: str, said: str
+) -> None:
+    steps = measured()
+    steps[1]["facts"].update(bytes=tested, limit=limit)
+    verdict = judge.judge(DEVICE, steps, P40)
+    assert (verdict.state, "".join(item.text for item in verdict.findings)) == (state, said)
+    start = {"name": "start", "outcome": "passed", "facts": {}}
+    label = judge.label(DEVICE, [start, *steps], None)
+    assert label.endswith(", in part") == (state == "incomplete")
+
+
 def test_a_card_with_less_memory_than_sold() -> None:
     verdict = judge.judge({**DEVICE, "memory": 12 << 30}, measured(), P40)
     assert [finding.kind for finding in verdict.findings] == ["less-memory"]
@@ -495,8 +533,10 @@ def test_every_old_card_at_its_figures_is_healthy() -> None:
             continue
         device = {**DEVICE, "memory": gpu.memory_mib << 20}
         good = measured(gpu.bandwidth_gb_s, gpu.fp32_tflops)[:4]
+        good[1]["facts"]["bytes"] = device["memory"]
         assert judge.judge(device, good, gpu).state == "healthy", gpu.name
         slow = measured(gpu.bandwidth_gb_s / 2, gpu.fp32_tflops / 2)[:4]
+        slow[1]["facts"]["bytes"] = device["memory"]
         kinds = {finding.kind for finding in judge.judge(device, slow, gpu).findings}
         assert kinds == {"slow-memory", "slow-arithmetic"}, gpu.name
 
@@ -535,12 +575,12 @@ def test_cards_that_share_an_id_are_told_apart() -> None:
 def test_what_is_said() -> None:
     good, bad = {"outcome": "passed", "facts": {}}, {"outcome": "failed", "facts": {}}
     start = {"name": "start", **good}
-    assert judge.label("X", [start], None) == "not run"
-    assert judge.label("X", [start, {"name": "fp32", **good}], None) == "verified on X"
-    assert judge.label("X", [start, {"name": "fp32", **bad}], None) == "failed on X"
+    assert judge.label({"name": "X", "memory": 1 << 30}, [start], None) == "not run"
+    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], None) == "verified on X"
+    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], None) == "failed on X"
     at = Capability(6, 1)
-    assert judge.label("X", [start, {"name": "fp32", **good}], at) == "replayed at 6.1 on X"
-    assert judge.label("X", [start, {"name": "fp32", **bad}], at) == "failed at 6.1 on X"
+    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], at) == "replayed at 6.1 on X"
+    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], at) == "failed at 6.1 on X"
 
 
 # ---- device code ----

@@ -265,7 +265,7 @@ def _row(
     return {
         **device,
         "card": card.name if card else None,
-        "label": judge.label(device["name"], steps, replay),
+        "label": judge.label(device, steps, replay),
         "replayed_at": str(replay) if replay else None,
         "code": {"target": str(code.target), "origin": code.origin, "sha256": code.sha256},
         "steps": steps,

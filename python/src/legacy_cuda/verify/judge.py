@@ -39,6 +39,7 @@ BANDWIDTH_LEAST = 0.60
 CLOCK_LEAST = 0.65
 ARITHMETIC_LEAST = 0.60  # of the figure at the clock that was measured
 MEMORY_LEAST = 0.85  # 15/16 is left with ECC in GDDR5, and the driver keeps some
+TESTED_LEAST = 0.80  # of the memory, or of what --memory asks for
 LINK_LEAST = 0.70  # of the link's raw rate, less its encoding
 LINK_FLOOR = 5.0  # 10^9 bytes/s: 3.0 with 8 lanes or 2.0 with 16 give a little more
 
@@ -120,7 +121,7 @@ def judge(
     """
     facts = {step["name"]: step["facts"] for step in steps if step["outcome"] == "passed"}
     wrong = [finding for step in steps for finding in _of_step(step)]
-    untested = [finding for step in steps for finding in _untested(step)]
+    untested = [finding for step in steps for finding in _untested(device, step)]
     nominal = {} if replayed else nominal_rates(device, card)
     rates = compare(facts, nominal)
     slow: list[Finding] = []
@@ -198,10 +199,16 @@ def _of_step(step: dict[str, Any]) -> list[Finding]:
     return []
 
 
-def _untested(step: dict[str, Any]) -> list[Finding]:
+def _untested(device: dict[str, Any], step: dict[str, Any]) -> list[Finding]:
     name = step["name"]
-    if name == "memory" and step["outcome"] == "passed" and not step["facts"]["bytes"]:
-        return [Finding("not-tested", "memory: other programs have all of it")]
+    if name == "memory" and step["outcome"] == "passed":
+        tested, limit = step["facts"]["bytes"], step["facts"]["limit"]
+        if not tested:
+            return [Finding("not-tested", "memory: other programs have all of it")]
+        asked = min(device["memory"], limit or device["memory"])
+        if tested < TESTED_LEAST * asked:
+            text = f"memory: only {tested >> 20} of {asked >> 20} MiB could be tested"
+            return [Finding("not-tested", text)]
     if step["outcome"] == "not run" and "OUT_OF_MEMORY" in step["why"]:
         return [Finding("not-tested", f"{name}: other programs have the GPU's memory")]
     return []
@@ -300,12 +307,15 @@ def identify(pci_id: str, name: str, memory: int) -> Gpu | None:
         return None
 
 
-def label(name: str, steps: list[dict[str, Any]], replay: Capability | None) -> str:
+def label(
+    device: dict[str, Any], steps: list[dict[str, Any]], replay: Capability | None
+) -> str:
     """What may be said of the results: ``verified on Tesla P40``, ``replayed at 6.1 on ...``."""
+    name = device["name"]
     ran = [step for step in steps if step["name"] != "start"]
     if not any(step["outcome"] in ("passed", "failed") for step in ran):
         return "not run"
     if any(step["outcome"] in ("failed", "error", "hung") for step in steps):
         return f"failed on {name}" if replay is None else f"failed at {replay} on {name}"
-    part = ", in part" if any(_untested(step) for step in steps) else ""
+    part = ", in part" if any(_untested(device, step) for step in steps) else ""
     return (f"verified on {name}" if replay is None else f"replayed at {replay} on {name}") + part
