@@ -173,7 +173,7 @@ def test_the_kernels_compute_what_is_expected(
     kernels_on_cpu: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their own source, on the CPU, with the paths of an old and of a newer capability."""
-    machine(tflops=0.0005, gb_s=1, link=1, mib=4)
+    machine(tflops=0.0005, gb_s=1, link=1, mib=4, multiprocessors=2)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(kernels_on_cpu))
     old = "370" in (kernels_on_cpu / "probe.txt").read_text()
     steps = on_gpu(*worker.STEPS, capability="3.7" if old else "6.1")
@@ -364,7 +364,7 @@ def test_a_healthy_card(
     assert set(steps) == {"start", *worker.STEPS}
     assert steps["memory"]["facts"]["bytes"] == 8 << 20
     rates = {rate["name"]: rate for rate in gpu["verdict"]["rates"]}
-    assert rates["fp32"]["nominal"] == P40.fp32_tflops
+    assert rates["fp32"]["nominal"] == pytest.approx(P40.fp32_tflops, rel=0.03)
     assert 0.85 < rates["fp32"]["share"] < 1 and 0.7 < rates["memory, copy"]["share"] < 0.9
     assert rates["dp4a"]["unit"] == "TOP/s" and rates["link, to the GPU"]["nominal"] is None
     assert [item["name"] for item in document["peers"]] == ["0 to 1", "1 to 0"]
@@ -444,7 +444,13 @@ def test_bad_input(
 
 # ---- verdicts ----
 
-DEVICE = {"clock": 1531.0, "memory": 24 << 30, "fp32_to_fp64": 32, "name": "Tesla P40"}
+DEVICE = {
+    "clock": 1531.0,
+    "memory": 24 << 30,
+    "multiprocessors": 30,
+    "fp32_to_fp64": 32,
+    "name": "Tesla P40",
+}
 
 
 def measured(
@@ -464,6 +470,13 @@ def measured(
     return [{"name": name, "outcome": "passed", "facts": row} for name, row in facts.items()]
 
 
+def at_rest(generation: int) -> Live:
+    """A link of PCIe 3.0 x16 whose generation was read while nothing was sent."""
+    return Live(
+        link_generation=generation, link_generation_most=3, link_width=16, link_width_most=16
+    )
+
+
 @pytest.mark.parametrize(
     ("steps", "live", "kinds"),
     [
@@ -480,7 +493,11 @@ def measured(
         ),
         (measured(link=6), Live(link_generation=3, link_width=16), ["link-degraded"]),
         (measured(), Live(throttle_reasons=("thermal",), temperature=93), ["throttled"]),
-        (measured(), Live(ecc_corrected=2), ["ecc-errors"]),
+        (measured(), Live(ecc_corrected=judge.ECC_CORRECTED_MOST), []),
+        (measured(), Live(ecc_corrected=judge.ECC_CORRECTED_MOST + 1), ["ecc-errors"]),
+        (measured(), Live(ecc_uncorrected=1), ["ecc-errors"]),
+        (measured(), at_rest(generation=1), []),
+        (measured(link=6), at_rest(generation=1), ["link-degraded"]),
         (measured(), Live(ecc_corrected=0, ecc_uncorrected=0), []),
         (
             measured(copy=200, link=3),
@@ -531,14 +548,58 @@ def test_every_old_card_at_its_figures_is_healthy() -> None:
     for gpu in catalog.gpus():
         if not gpu.legacy or gpu.bandwidth_gb_s is None or gpu.fp32_tflops is None:
             continue
-        device = {**DEVICE, "memory": gpu.memory_mib << 20}
-        good = measured(gpu.bandwidth_gb_s, gpu.fp32_tflops)[:4]
+        # as many multiprocessors as give the catalog's figure at this clock, or nearly
+        each = gpu.facts.fp32_per_multiprocessor
+        assert each is not None
+        multiprocessors = round(gpu.fp32_tflops * 1e6 / (2 * each * 1480))
+        clock = gpu.fp32_tflops * 1e6 / (2 * each * multiprocessors)
+        device = {
+            **DEVICE,
+            "memory": gpu.memory_mib << 20,
+            "multiprocessors": multiprocessors,
+            "clock": clock,
+        }
+        good = measured(gpu.bandwidth_gb_s, gpu.fp32_tflops, clock)[:4]
         good[1]["facts"]["bytes"] = device["memory"]
         assert judge.judge(device, good, gpu).state == "healthy", gpu.name
-        slow = measured(gpu.bandwidth_gb_s / 2, gpu.fp32_tflops / 2)[:4]
+        slow = measured(gpu.bandwidth_gb_s / 2, gpu.fp32_tflops * 0.49, clock)[:4]
         slow[1]["facts"]["bytes"] = device["memory"]
         kinds = {finding.kind for finding in judge.judge(device, slow, gpu).findings}
         assert kinds == {"slow-memory", "slow-arithmetic"}, gpu.name
+
+
+@pytest.mark.parametrize(
+    ("name", "multiprocessors", "highest", "base"), [("k40", 15, 875, 745), ("k80", 13, 824, 562)]
+)
+def test_kepler_without_dual_issue_at_its_base_clock(
+    name: str, multiprocessors: int, highest: float, base: float
+) -> None:
+    """128 of the 192 units at work, whatever clock the catalog's figure is for."""
+    card = catalog.find_gpu(name)
+    assert card.bandwidth_gb_s is not None
+    device = {
+        **DEVICE,
+        "memory": card.memory_mib << 20,
+        "multiprocessors": multiprocessors,
+        "clock": highest,
+    }
+    nominal = judge.nominal_rates(device, card)["fp32"]
+    assert nominal == pytest.approx(2 * 192 * multiprocessors * highest / 1e6)
+    steps = measured(card.bandwidth_gb_s * 0.7, nominal * base / highest * 128 / 192 * 0.85, base)
+    steps[1]["facts"]["bytes"] = device["memory"]
+    assert judge.judge(device, steps[:4], card).state == "healthy"
+
+
+def test_a_clock_that_the_power_limit_lowers() -> None:
+    """Is what cards of 75 W do; of others, or with a reason that the driver tells, it is said."""
+    p4 = catalog.find_gpu("p4")
+    device = {**DEVICE, "memory": p4.memory_mib << 20, "multiprocessors": 20, "clock": 1113.0}
+    steps = measured(copy=140, tera=2.8, clock=600)
+    assert judge.judge(device, steps, p4).state == "healthy"
+    (finding,) = judge.judge(device, steps, p4, live=Live(throttle_reasons=("thermal",))).findings
+    assert finding.kind == "throttled" and finding.text.endswith(": thermal")
+    (finding,) = judge.judge(DEVICE, measured(clock=900, tera=6.7), P40).findings
+    assert finding.text.endswith("or on a card of 50 to 75 W, this is expected")
 
 
 def test_a_card_without_figures_is_only_right() -> None:

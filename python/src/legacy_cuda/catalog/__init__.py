@@ -65,6 +65,7 @@ class CapabilityFacts:
     registers_per_block: int | None = None
     threads_per_multiprocessor: int | None = None
     blocks_per_multiprocessor: int | None = None
+    fp32_per_multiprocessor: int | None = None
     l2_cache_kib: int | None = None
 
 
@@ -298,6 +299,7 @@ def capabilities() -> dict[Capability, CapabilityFacts]:
             registers_per_block=row.get("registers_per_block"),
             threads_per_multiprocessor=row.get("threads_per_multiprocessor"),
             blocks_per_multiprocessor=row.get("blocks_per_multiprocessor"),
+            fp32_per_multiprocessor=row.get("fp32_per_multiprocessor"),
             l2_cache_kib=row.get("l2_cache_kib"),
         )
     return found
