@@ -491,6 +491,28 @@ def find_gpu(text: str) -> Gpu:
     raise CatalogError(f"no GPU called {text!r} is in the catalog", _near_gpus(text))
 
 
+def identify(pci_id: str, memory: int | None, name: str = "") -> Gpu | None:
+    """The card of which a driver says this, or None.
+
+    Args:
+        pci_id: ``10de:1b38``, or "" if not known.
+        memory: bytes, as much as the driver shows. Of cards that share a PCI id it is the one whose
+            memory is nearest, and none of them where the memory is not known.
+        name: what to go by where no card has that PCI id.
+    """
+    fits = [gpu for gpu in gpus() if pci_id in gpu.pci_ids]
+    if len(fits) > 1:
+        if memory is None:
+            return None
+        return min(fits, key=lambda gpu: abs((gpu.memory_mib << 20) - memory))
+    if fits:
+        return fits[0]
+    try:
+        return find_gpu(name)
+    except CatalogError:
+        return None
+
+
 def _near_gpus(text: str) -> tuple[str, ...]:
     """Cards that may have been meant: of that capability or PCI device id, longer names, typos."""
     import difflib
