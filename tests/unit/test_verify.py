@@ -16,6 +16,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,10 +26,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import legacy_cuda
-from legacy_cuda import catalog, hardware
+from legacy_cuda import catalog, hardware, nvml
 from legacy_cuda.capability import Capability, Target
 from legacy_cuda.cli import main
 from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.nvml import Device, Missing, Snapshot
 from legacy_cuda.verify import checks, code, judge, roofline, run, worker
 from legacy_cuda.verify.code import Code, Finder, Wanted
 from legacy_cuda.verify.judge import Live
@@ -45,6 +47,20 @@ else:
     import tomli as tomllib
 
 
+LOST = Missing("GPU_IS_LOST", "nvmlDeviceGetHandleByIndex")
+#: The stand-in's first GPU as NVML shows it after the run: the link and the clock have fallen.
+AT_REST = Device(
+    1,
+    pci_address="0000:3b:00.0",
+    temperature_c=71,
+    throttle_reasons=("gpu_idle",),
+    pcie_generation=1,
+    pcie_generation_max=3,
+    pcie_width=16,
+    pcie_width_max=16,
+    ecc_corrected_volatile=3,
+    ecc_uncorrected_volatile=0,
+)
 OPTIONS = ["-O2", "-fPIC", "-ffp-contract=off", "-w"]
 
 
@@ -392,6 +408,63 @@ def test_the_text(
     assert "GPU 1 to 0: failed" in text
 
 
+@pytest.mark.parametrize(
+    ("said", "state", "nvml_says"),
+    [
+        (
+            Snapshot(0.0, 0.1, devices=(Device(0, pci_address="0000:01:00.0"), AT_REST)),
+            "healthy",
+            {"ecc_corrected": 3, "ecc_uncorrected": 0, "temperature": 71},
+        ),
+        (
+            Snapshot(0.0, 0.1, devices=(replace(AT_REST, ecc_uncorrected_volatile=1),)),
+            "degraded",
+            {"ecc_corrected": 3, "ecc_uncorrected": 1, "temperature": 71},
+        ),
+        (Snapshot(0.0, 0.1, error=Missing("DRIVER_NOT_LOADED", "nvmlInit")), "healthy", None),
+        (Snapshot(0.0, 0.1, devices=(Device(0, pci_address="0000:01:00.0"),)), "healthy", None),
+        (
+            Snapshot(0.0, 0.1, devices=(replace(AT_REST, missing={"device": LOST}),)),
+            "healthy",
+            None,
+        ),
+    ],
+)
+def test_what_nvml_adds(
+    said: Snapshot,
+    state: str,
+    nvml_says: dict[str, int] | None,
+    machine: Callable[..., None],
+    probe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its counts of memory errors; where it says nothing, the verdict is the same without."""
+    machine()
+    monkeypatch.setattr(nvml, "snapshot", lambda: said)
+    command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2"]
+    assert main([*command, "--json"]) == (0 if state == "healthy" else 1)
+    (gpu,) = json.loads(capsys.readouterr().out)["gpus"]
+    kinds = [finding["kind"] for finding in gpu["verdict"]["findings"]]
+    assert (gpu["verdict"]["state"], gpu["nvml"]) == (state, nvml_says)
+    assert kinds == ([] if state == "healthy" else ["ecc-errors"])
+    assert bool(gpu["nvml_missing"]) == (nvml_says is None)
+
+
+def test_nvml_that_fails_is_a_line(
+    machine: Callable[..., None],
+    probe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    machine()
+    monkeypatch.setattr(nvml, "snapshot", lambda: Snapshot(0.0, 0.1, error=LOST))
+    command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "counts of memory errors: gpu is lost (nvmlDeviceGetHandleByIndex)" in text
+
+
 @pytest.mark.parametrize("way", ["option", "around"])
 def test_a_replay_is_called_one(
     way: str,
@@ -524,9 +597,7 @@ def test_verdicts(steps: list[dict[str, Any]], live: Live | None, kinds: list[st
         (0, 64 << 20, "incomplete", "memory: other programs have all of it"),
     ],
 )
-def test_how_much_memory_has_to_be_tested(
-    tested: int, limit: int, state: str, said: str
-) -> None:
+def test_how_much_memory_has_to_be_tested(tested: int, limit: int, state: str, said: str) -> None:
     steps = measured()
     steps[1]["facts"].update(bytes=tested, limit=limit)
     verdict = judge.judge(DEVICE, steps, P40)
@@ -626,22 +697,36 @@ def test_a_verdict_for_any_rates(copy: float, tera: float, clock: float, link: f
 
 
 def test_cards_that_share_an_id_are_told_apart() -> None:
-    ids = catalog.find_gpu("m40").pci_ids[0]
-    assert judge.identify(ids, "Tesla M40 24GB", 24 << 30) == catalog.find_gpu("m40-24gb")
-    assert judge.identify(ids, "Tesla M40", 11448 << 20) == catalog.find_gpu("m40")
-    assert judge.identify("", "NVIDIA H200", 140 << 30) == catalog.find_gpu("h200")
-    assert judge.identify("10de:ffff", "NVIDIA Something", 1) is None
+    identify, shared = catalog.identify, catalog.find_gpu("m40").pci_ids[0]
+    assert identify(shared, 24 << 30, "Tesla M40 24GB") == catalog.find_gpu("m40-24gb")
+    assert identify(shared, 11448 << 20, "Tesla M40") == catalog.find_gpu("m40")
+    assert identify(shared, None, "Tesla M40") is None  # 24 GB cards have that name too
+    assert identify(P40.pci_ids[0], None) == P40
+    assert identify("", 140 << 30, "NVIDIA H200") == catalog.find_gpu("h200")
+    assert identify("10de:ffff", 1, "NVIDIA Something") is None
 
 
 def test_what_is_said() -> None:
     good, bad = {"outcome": "passed", "facts": {}}, {"outcome": "failed", "facts": {}}
     start = {"name": "start", **good}
     assert judge.label({"name": "X", "memory": 1 << 30}, [start], None) == "not run"
-    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], None) == "verified on X"
-    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], None) == "failed on X"
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], None)
+        == "verified on X"
+    )
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], None)
+        == "failed on X"
+    )
     at = Capability(6, 1)
-    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], at) == "replayed at 6.1 on X"
-    assert judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], at) == "failed at 6.1 on X"
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], at)
+        == "replayed at 6.1 on X"
+    )
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], at)
+        == "failed at 6.1 on X"
+    )
 
 
 # ---- device code ----

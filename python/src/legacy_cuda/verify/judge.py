@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Gpu
 
@@ -45,8 +44,8 @@ LINK_LEAST = 0.70  # of the link's raw rate, less its encoding
 LINK_FLOOR = 5.0  # 10^9 bytes/s: 3.0 with 8 lanes or 2.0 with 16 give a little more
 
 ECC_CORRECTED_MOST = 100
-"""Corrected errors since the driver was loaded that are no reason to doubt a card. Our choice: a few
-over months are what ECC is for."""
+"""Corrected errors since the driver was loaded that are no reason to doubt a card. Our choice: a
+few over months are what ECC is for."""
 
 LOW_POWER_W = 75
 """Cards of so many watts cannot keep their highest clock under load: P4, M4. Our choice."""
@@ -155,7 +154,7 @@ def judge(
 
 
 def nominal_rates(device: dict[str, Any], card: Gpu | None) -> dict[str, float]:
-    """What the card should reach: GB/s for ``memory``, else 10^12 operations/s; what is known of it.
+    """What the card should reach: GB/s for ``memory``, else 10^12 operations/s; as far as known.
 
     The bandwidth is the catalog's. The rate of fp32 is that of the chip's multiprocessors at their
     highest clock, as the driver tells them; the catalog's where it does not know the capability's
@@ -324,23 +323,7 @@ def _ecc(live: Live | None) -> list[Finding]:
     return [Finding("ecc-errors", text)]
 
 
-def identify(pci_id: str, name: str, memory: int) -> Gpu | None:
-    """The catalog's card: of those with that PCI id, the one whose memory is nearest; else by name.
-
-    ``memory`` is in bytes, ``pci_id`` ``10de:1b38`` or "".
-    """
-    fits = [gpu for gpu in catalog.gpus() if pci_id in gpu.pci_ids]
-    if fits:
-        return min(fits, key=lambda gpu: abs((gpu.memory_mib << 20) - memory))
-    try:
-        return catalog.find_gpu(name)
-    except catalog.CatalogError:
-        return None
-
-
-def label(
-    device: dict[str, Any], steps: list[dict[str, Any]], replay: Capability | None
-) -> str:
+def label(device: dict[str, Any], steps: list[dict[str, Any]], replay: Capability | None) -> str:
     """What may be said of the results: ``verified on Tesla P40``, ``replayed at 6.1 on ...``."""
     name = device["name"]
     ran = [step for step in steps if step["name"] != "start"]
