@@ -24,7 +24,7 @@ from legacy_cuda.verify import code
 
 PACKAGE = Path(__file__).parents[1] / "python" / "src" / "legacy_cuda"
 REQUIREMENTS = PACKAGE.parents[1] / "requirements.txt"
-LIBRARIES = ("isal", "lz4", "packaging", "zstandard")  # those that verify imports
+LIBRARIES = ("isal", "lz4", "nvidia-ml-py", "packaging", "zstandard")  # those that verify imports
 
 RUN = """#!/bin/sh
 # Verify the GPUs of this machine; see tools/verify_bundle.py of legacy-cuda. Exit: 0 if all went.

@@ -31,17 +31,18 @@ GPU = 'gpu="0", uuid="GPU-a", name="Tesla P40"'
 @dataclass(frozen=True)
 class Case:
     """``series`` by name and labels to values, one a minute. ``fires`` at that minute, with
-    these labels; not at all with ``labels`` None."""
+    these labels; not at all with ``labels`` None. ``value``: where it is not that of VALUES."""
 
     alert: str
     series: dict[str, str]
     minute: int
     labels: dict[str, str] | None
+    value: str | None = None
 
 
 P40 = {"gpu": "0", "uuid": "GPU-a", "name": "Tesla P40"}
 USED, TOTAL = f"nvidia_gpu_memory_used_bytes{{{GPU}}}", f"nvidia_gpu_memory_total_bytes{{{GPU}}}"
-HOT = f"nvidia_gpu_temperature_gpu{{{GPU}}}"
+HOT, SLOWDOWN = f"nvidia_gpu_temperature_gpu{{{GPU}}}", f"nvidia_gpu_temperature_slowdown{{{GPU}}}"
 THROTTLE = "nvidia_gpu_clocks_throttle_reason{" + GPU + ', reason="%s"}'
 FAILURE = "nvidia_gpu_failure{" + GPU + ', reason="%s"}'
 XID = "nvidia_gpu_xid_last_timestamp_seconds{" + GPU + ', xid="%s"}'
@@ -55,6 +56,10 @@ CASES = [
     Case("NvidiaGpuMemoryHigh", {USED: "90x20", TOTAL: "100x20"}, 15, None),
     Case("NvidiaGpuHot", {HOT: "86x20"}, 6, P40),
     Case("NvidiaGpuHot", {HOT: "85x20"}, 15, None),
+    Case("NvidiaGpuHot", {HOT: "80x20", SLOWDOWN: "82x20"}, 6, P40, "80"),
+    Case("NvidiaGpuHot", {HOT: "79x20", SLOWDOWN: "82x20"}, 15, None),
+    Case("NvidiaGpuHot", {HOT: "80x20", SLOWDOWN: "93x20"}, 15, None),
+    Case("NvidiaGpuHot", {HOT: "86x20", SLOWDOWN: "93x20"}, 6, P40),
     Case("NvidiaGpuHot", {HOT: "86 86 86 86 80 86 86 86 86"}, 8, None),
     *(
         Case("NvidiaGpuThrottled", {THROTTLE % reason: "1x20"}, 6, {**P40, "reason": reason})
@@ -173,7 +178,7 @@ def test_promtool_fires_it(case: Case, rules_file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-#: What Prometheus writes for the value in a summary, by alert: of the firing case.
+#: What Prometheus writes for the value in a summary, by alert: of the first firing case.
 VALUES = {
     "NvidiaGpuMemoryHigh": ("{{ $value | humanizePercentage }}", "91%"),
     "NvidiaGpuHot": ("{{ $value }}", "86"),
@@ -186,6 +191,7 @@ VALUES = {
 
 def _annotations(alert: Alert, case: Case) -> dict[str, str]:
     placeholder, value = VALUES.get(alert.name, ("", ""))
+    value = case.value or value
     summary = alert.summary.replace(placeholder, value) if placeholder else alert.summary
     return {
         "summary": _filled(summary, case.labels or {}),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from legacy_cuda import nvml
+from legacy_cuda import catalog, nvml
+from legacy_cuda.cli.monitor import _power_caps
 from legacy_cuda.monitor import csvlog, metrics, overview
 from legacy_cuda.monitor.metrics import State
 from legacy_cuda.monitor.sampler import after
@@ -196,6 +197,24 @@ def test_xids() -> None:
 def test_the_power_cap_is_that_of_the_card(caps: dict[str, float], expected: float | None) -> None:
     shown = replace(state(P40), power_caps=caps)
     assert value(shown, "nvidia_gpu_power_cap") == expected
+
+
+def test_cards_that_share_an_id_are_told_apart_by_their_memory() -> None:
+    """Both M40s in one machine, as a driver with ECC on shows them, and a cap for one."""
+    small, large = (catalog.find_gpu(name) for name in ("m40", "m40-24gb"))
+    assert small.pci_ids == large.pci_ids
+    caps = _power_caps(["m40-24gb=180"])
+
+    def m40(index: int, mib: int | None) -> Device:
+        memory = mib * MIB if mib is not None else None
+        uuid = f"GPU-{index}"
+        return Device(index, uuid=uuid, pci_id=small.pci_ids[0], memory_total_bytes=memory)
+
+    devices = (m40(0, small.usable_mib_ecc_on), m40(1, large.usable_mib_ecc_on), m40(2, None))
+    shown = replace(state(*devices), power_caps=caps)
+    assert [metrics.card(device) for device in devices] == ["m40", "m40-24gb", ""]
+    found = [value(shown, "nvidia_gpu_power_cap", gpu=str(index)) for index in range(3)]
+    assert found == [None, 180, None]
 
 
 def test_the_overview_escapes_what_others_named() -> None:

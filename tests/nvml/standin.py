@@ -13,7 +13,8 @@ and MiB. Faults are keys too:
 
 - ``init_error`` (of the machine): what nvmlInit returns, ``DRIVER_NOT_LOADED`` for one;
 - ``fails``: what every call for the card returns, ``GPU_IS_LOST``;
-- ``errors``: what single functions return, ``{nvmlDeviceGetFanSpeed = "NOT_SUPPORTED"}``;
+- ``errors``: what single functions return, ``{nvmlDeviceGetFanSpeed = "NOT_SUPPORTED"}``, with
+  ``"*"`` for all but the one that gives the handle;
 - ``hangs``: how many seconds single functions take, ``{"*" = 60}`` for all of them;
 - ``missing`` (of the machine): functions that the library lacks, besides those that the driver
   branch does not have yet (``functions.toml``).
@@ -188,6 +189,8 @@ def _lines(machine: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_of(key: str, function: str) -> bool:
+    if function == "*":
+        return key != "nvmlDeviceGetHandleByIndex"
     return key == function or key.startswith(f"{function}.")
 
 

@@ -239,6 +239,31 @@ def test_one_gpu_fails_and_the_other_answers(name: str, error: str, start: Start
     assert bad.missing["temperature_c"] == bad.failure
 
 
+def test_a_gpu_that_answers_every_call_with_an_error_is_not_up(start: Start) -> None:
+    start("broken-unknown")
+    good, bad = nvml.snapshot(PATIENCE).devices
+    assert good.failure is None
+    assert bad.failure == Missing("UNKNOWN", "nvmlDeviceGetMemoryInfo")
+    assert bad.missing["name"] == Missing("UNKNOWN", "nvmlDeviceGetName")
+
+
+def test_a_gpu_that_answers_again_is_asked_for_a_new_handle(start: Start) -> None:
+    machine = start("p40x2")
+    with Session() as session:
+        before = session.sample(PATIENCE).devices[1]
+        machine.change(1, errors={"*": "UNKNOWN"})
+        dead = session.sample(PATIENCE).devices[1]
+        machine.change(1, fails="GPU_IS_LOST")
+        asked = session.sample(PATIENCE).devices[1]
+        del machine.machine["card"][1]["fails"]
+        machine.change(1, errors={})
+        after = session.sample(PATIENCE).devices[1]
+    assert dead.failure == Missing("UNKNOWN", "nvmlDeviceGetMemoryInfo")
+    assert (dead.uuid, dead.name) == (before.uuid, before.name)
+    assert asked.failure == Missing("GPU_IS_LOST", "nvmlDeviceGetHandleByIndex")
+    assert after.failure is None and after.temperature_c == before.temperature_c
+
+
 def test_a_gpu_that_is_lost_while_it_is_watched_keeps_its_name(start: Start) -> None:
     machine = start("p40x2")
     with Session() as session:

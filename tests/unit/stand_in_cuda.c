@@ -4,9 +4,10 @@
    runs the kernel's own source. Time is counted, not spent: every launch
    and copy adds what its bytes and operations take at the rates of the card.
 
-   STAND_IN_...  GPUS, NAME, CAPABILITY (61), MIB, FREE_MIB, CLOCK and LOAD_CLOCK (MHz), GB_S,
-   TFLOPS, LINK (GB/s), FAULT: wrong:KERNEL, launch:KERNEL, hang:KERNEL, crash:KERNEL, stuck:WORD,
-   address:BIT, link, peer, load, init:CODE. KERNEL may be cuInit for hang. */
+   STAND_IN_...  GPUS, NAME, CAPABILITY (61), MIB, FREE_MIB, PIECE_MIB (the most at once),
+   MULTIPROCESSORS, CLOCK and LOAD_CLOCK (MHz), GB_S, TFLOPS, LINK (GB/s), FAULT: wrong:KERNEL,
+   launch:KERNEL, hang:KERNEL, crash:KERNEL, stuck:WORD, address:BIT, link, peer, load, init:CODE.
+   KERNEL may be cuInit for hang. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -84,7 +85,7 @@ int cuDeviceGetAttribute(int *value, int question, int device) {
   int capability = number("STAND_IN_CAPABILITY", 61);
   switch (question) {
     case 13: *value = number("STAND_IN_CLOCK", 1531) * 1000; break;
-    case 16: *value = 2; break;
+    case 16: *value = number("STAND_IN_MULTIPROCESSORS", 30); break;
     case 32: *value = 1; break;
     case 36: *value = 3615000; break;
     case 37: *value = 384; break;
@@ -128,7 +129,7 @@ int cuMemAlloc_v2(u64 *pointer, size_t bytes) {
   size_t room, total;
   ALIVE;
   cuMemGetInfo_v2(&room, &total);
-  if (bytes > room) return 2;
+  if (bytes > room || bytes > (size_t)number("STAND_IN_PIECE_MIB", 1 << 20) << 20) return 2;
   /* lowest place that is free: pieces are kept in the order of their addresses */
   char *at = (char *)arena;
   int n = 0;

@@ -16,6 +16,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,10 +26,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import legacy_cuda
-from legacy_cuda import catalog, hardware
+from legacy_cuda import catalog, hardware, nvml
 from legacy_cuda.capability import Capability, Target
 from legacy_cuda.cli import main
 from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.nvml import Device, Missing, Snapshot
 from legacy_cuda.verify import checks, code, judge, roofline, run, worker
 from legacy_cuda.verify.code import Code, Finder, Wanted
 from legacy_cuda.verify.judge import Live
@@ -45,6 +47,20 @@ else:
     import tomli as tomllib
 
 
+LOST = Missing("GPU_IS_LOST", "nvmlDeviceGetHandleByIndex")
+#: The stand-in's first GPU as NVML shows it after the run: the link and the clock have fallen.
+AT_REST = Device(
+    1,
+    pci_address="0000:3b:00.0",
+    temperature_c=71,
+    throttle_reasons=("gpu_idle",),
+    pcie_generation=1,
+    pcie_generation_max=3,
+    pcie_width=16,
+    pcie_width_max=16,
+    ecc_corrected_volatile=3,
+    ecc_uncorrected_volatile=0,
+)
 OPTIONS = ["-O2", "-fPIC", "-ffp-contract=off", "-w"]
 
 
@@ -173,7 +189,7 @@ def test_the_kernels_compute_what_is_expected(
     kernels_on_cpu: Path, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their own source, on the CPU, with the paths of an old and of a newer capability."""
-    machine(tflops=0.0005, gb_s=1, link=1, mib=4)
+    machine(tflops=0.0005, gb_s=1, link=1, mib=4, multiprocessors=2)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(kernels_on_cpu))
     old = "370" in (kernels_on_cpu / "probe.txt").read_text()
     steps = on_gpu(*worker.STEPS, capability="3.7" if old else "6.1")
@@ -244,6 +260,32 @@ def test_memory_that_others_have(machine: Callable[..., None]) -> None:
     assert steps["fp32"]["outcome"] == "not run" and "OUT_OF_MEMORY" in steps["fp32"]["why"]
     verdict = judge.judge(run.survey().devices[0], list(steps.values()), P40)
     assert verdict.state == "incomplete"
+
+
+def test_the_working_folder_is_not_imported_from(
+    machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by its being the working folder nor by an empty entry of PYTHONPATH."""
+    machine()
+    for name in ("json", "random", "legacy_cuda"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the working folder ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ["PYTHONPATH"])
+    assert on_gpu("fp32")["fp32"]["outcome"] == "passed"
+
+
+def test_free_memory_in_small_pieces_is_tested(machine: Callable[..., None]) -> None:
+    """No piece of more than 100 MiB can be had: half of the half of what is asked for first."""
+    machine(mib=300, piece_mib=100)
+    done = on_gpu("memory")["memory"]
+    assert done["outcome"] == "passed"
+    assert done["facts"]["bytes"] > (300 - 300 // 8 - 64) << 20
+
+
+def test_memory_of_which_no_piece_can_be_had(machine: Callable[..., None]) -> None:
+    machine(mib=300, piece_mib=30)
+    done = on_gpu("memory")["memory"]
+    assert done["outcome"] == "not run" and "OUT_OF_MEMORY" in done["why"]
 
 
 # ---- GPUs and drivers that give up ----
@@ -338,7 +380,7 @@ def test_a_healthy_card(
     assert set(steps) == {"start", *worker.STEPS}
     assert steps["memory"]["facts"]["bytes"] == 8 << 20
     rates = {rate["name"]: rate for rate in gpu["verdict"]["rates"]}
-    assert rates["fp32"]["nominal"] == P40.fp32_tflops
+    assert rates["fp32"]["nominal"] == pytest.approx(P40.fp32_tflops, rel=0.03)
     assert 0.85 < rates["fp32"]["share"] < 1 and 0.7 < rates["memory, copy"]["share"] < 0.9
     assert rates["dp4a"]["unit"] == "TOP/s" and rates["link, to the GPU"]["nominal"] is None
     assert [item["name"] for item in document["peers"]] == ["0 to 1", "1 to 0"]
@@ -364,6 +406,63 @@ def test_the_text(
     assert "700 of 1531 MHz" in text and "1.5 GB/s" in text
     assert re.search(r"^  \|.*/.*o.*---.* fp32 11\.00$|^  \|.*---.* fp32 11\.00$", text, re.M)
     assert "GPU 1 to 0: failed" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "nvml_says"),
+    [
+        (
+            Snapshot(0.0, 0.1, devices=(Device(0, pci_address="0000:01:00.0"), AT_REST)),
+            "healthy",
+            {"ecc_corrected": 3, "ecc_uncorrected": 0, "temperature": 71},
+        ),
+        (
+            Snapshot(0.0, 0.1, devices=(replace(AT_REST, ecc_uncorrected_volatile=1),)),
+            "degraded",
+            {"ecc_corrected": 3, "ecc_uncorrected": 1, "temperature": 71},
+        ),
+        (Snapshot(0.0, 0.1, error=Missing("DRIVER_NOT_LOADED", "nvmlInit")), "healthy", None),
+        (Snapshot(0.0, 0.1, devices=(Device(0, pci_address="0000:01:00.0"),)), "healthy", None),
+        (
+            Snapshot(0.0, 0.1, devices=(replace(AT_REST, missing={"device": LOST}),)),
+            "healthy",
+            None,
+        ),
+    ],
+)
+def test_what_nvml_adds(
+    said: Snapshot,
+    state: str,
+    nvml_says: dict[str, int] | None,
+    machine: Callable[..., None],
+    probe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its counts of memory errors; where it says nothing, the verdict is the same without."""
+    machine()
+    monkeypatch.setattr(nvml, "snapshot", lambda: said)
+    command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2"]
+    assert main([*command, "--json"]) == (0 if state == "healthy" else 1)
+    (gpu,) = json.loads(capsys.readouterr().out)["gpus"]
+    kinds = [finding["kind"] for finding in gpu["verdict"]["findings"]]
+    assert (gpu["verdict"]["state"], gpu["nvml"]) == (state, nvml_says)
+    assert kinds == ([] if state == "healthy" else ["ecc-errors"])
+    assert bool(gpu["nvml_missing"]) == (nvml_says is None)
+
+
+def test_nvml_that_fails_is_a_line(
+    machine: Callable[..., None],
+    probe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    machine()
+    monkeypatch.setattr(nvml, "snapshot", lambda: Snapshot(0.0, 0.1, error=LOST))
+    command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "counts of memory errors: gpu is lost (nvmlDeviceGetHandleByIndex)" in text
 
 
 @pytest.mark.parametrize("way", ["option", "around"])
@@ -418,7 +517,13 @@ def test_bad_input(
 
 # ---- verdicts ----
 
-DEVICE = {"clock": 1531.0, "memory": 24 << 30, "fp32_to_fp64": 32, "name": "Tesla P40"}
+DEVICE = {
+    "clock": 1531.0,
+    "memory": 24 << 30,
+    "multiprocessors": 30,
+    "fp32_to_fp64": 32,
+    "name": "Tesla P40",
+}
 
 
 def measured(
@@ -428,7 +533,7 @@ def measured(
     rate = {"sustained_tera_per_s": tera, "sustained_clock_mhz": clock, "clock_mhz": clock}
     facts: dict[str, dict[str, Any]] = {
         "fp32": {},
-        "memory": {"bytes": 20 << 30, "patterns": 10},
+        "memory": {"bytes": 20 << 30, "limit": 0, "patterns": 10},
         "bandwidth": {"copy_gb_s": copy, "triad_gb_s": copy},
         "fp32 rate": {"tera_per_s": tera, **rate},
         "fp64 rate": {"tera_per_s": tera / 32, **rate},
@@ -436,6 +541,13 @@ def measured(
         "link": {"to_gpu_gb_s": link, "from_gpu_gb_s": link},
     }
     return [{"name": name, "outcome": "passed", "facts": row} for name, row in facts.items()]
+
+
+def at_rest(generation: int) -> Live:
+    """A link of PCIe 3.0 x16 whose generation was read while nothing was sent."""
+    return Live(
+        link_generation=generation, link_generation_most=3, link_width=16, link_width_most=16
+    )
 
 
 @pytest.mark.parametrize(
@@ -454,7 +566,11 @@ def measured(
         ),
         (measured(link=6), Live(link_generation=3, link_width=16), ["link-degraded"]),
         (measured(), Live(throttle_reasons=("thermal",), temperature=93), ["throttled"]),
-        (measured(), Live(ecc_corrected=2), ["ecc-errors"]),
+        (measured(), Live(ecc_corrected=judge.ECC_CORRECTED_MOST), []),
+        (measured(), Live(ecc_corrected=judge.ECC_CORRECTED_MOST + 1), ["ecc-errors"]),
+        (measured(), Live(ecc_uncorrected=1), ["ecc-errors"]),
+        (measured(), at_rest(generation=1), []),
+        (measured(link=6), at_rest(generation=1), ["link-degraded"]),
         (measured(), Live(ecc_corrected=0, ecc_uncorrected=0), []),
         (
             measured(copy=200, link=3),
@@ -469,6 +585,28 @@ def test_verdicts(steps: list[dict[str, Any]], live: Live | None, kinds: list[st
     assert verdict.state == ("degraded" if kinds else "healthy")
 
 
+@pytest.mark.parametrize(
+    ("tested", "limit", "state", "said"),
+    [
+        (20 << 30, 0, "healthy", ""),
+        (19 << 30, 0, "incomplete", "memory: only 19456 of 24576 MiB could be tested"),
+        (64 << 20, 0, "incomplete", "memory: only 64 of 24576 MiB could be tested"),
+        (64 << 20, 64 << 20, "healthy", ""),
+        (64 << 20, 1 << 30, "incomplete", "memory: only 64 of 1024 MiB could be tested"),
+        (20 << 30, 1 << 40, "healthy", ""),
+        (0, 64 << 20, "incomplete", "memory: other programs have all of it"),
+    ],
+)
+def test_how_much_memory_has_to_be_tested(tested: int, limit: int, state: str, said: str) -> None:
+    steps = measured()
+    steps[1]["facts"].update(bytes=tested, limit=limit)
+    verdict = judge.judge(DEVICE, steps, P40)
+    assert (verdict.state, "".join(item.text for item in verdict.findings)) == (state, said)
+    start = {"name": "start", "outcome": "passed", "facts": {}}
+    label = judge.label(DEVICE, [start, *steps], None)
+    assert label.endswith(", in part") == (state == "incomplete")
+
+
 def test_a_card_with_less_memory_than_sold() -> None:
     verdict = judge.judge({**DEVICE, "memory": 12 << 30}, measured(), P40)
     assert [finding.kind for finding in verdict.findings] == ["less-memory"]
@@ -481,12 +619,58 @@ def test_every_old_card_at_its_figures_is_healthy() -> None:
     for gpu in catalog.gpus():
         if not gpu.legacy or gpu.bandwidth_gb_s is None or gpu.fp32_tflops is None:
             continue
-        device = {**DEVICE, "memory": gpu.memory_mib << 20}
-        good = measured(gpu.bandwidth_gb_s, gpu.fp32_tflops)[:4]
+        # as many multiprocessors as give the catalog's figure at this clock, or nearly
+        each = gpu.facts.fp32_per_multiprocessor
+        assert each is not None
+        multiprocessors = round(gpu.fp32_tflops * 1e6 / (2 * each * 1480))
+        clock = gpu.fp32_tflops * 1e6 / (2 * each * multiprocessors)
+        device = {
+            **DEVICE,
+            "memory": gpu.memory_mib << 20,
+            "multiprocessors": multiprocessors,
+            "clock": clock,
+        }
+        good = measured(gpu.bandwidth_gb_s, gpu.fp32_tflops, clock)[:4]
+        good[1]["facts"]["bytes"] = device["memory"]
         assert judge.judge(device, good, gpu).state == "healthy", gpu.name
-        slow = measured(gpu.bandwidth_gb_s / 2, gpu.fp32_tflops / 2)[:4]
+        slow = measured(gpu.bandwidth_gb_s / 2, gpu.fp32_tflops * 0.49, clock)[:4]
+        slow[1]["facts"]["bytes"] = device["memory"]
         kinds = {finding.kind for finding in judge.judge(device, slow, gpu).findings}
         assert kinds == {"slow-memory", "slow-arithmetic"}, gpu.name
+
+
+@pytest.mark.parametrize(
+    ("name", "multiprocessors", "highest", "base"), [("k40", 15, 875, 745), ("k80", 13, 824, 562)]
+)
+def test_kepler_without_dual_issue_at_its_base_clock(
+    name: str, multiprocessors: int, highest: float, base: float
+) -> None:
+    """128 of the 192 units at work, whatever clock the catalog's figure is for."""
+    card = catalog.find_gpu(name)
+    assert card.bandwidth_gb_s is not None
+    device = {
+        **DEVICE,
+        "memory": card.memory_mib << 20,
+        "multiprocessors": multiprocessors,
+        "clock": highest,
+    }
+    nominal = judge.nominal_rates(device, card)["fp32"]
+    assert nominal == pytest.approx(2 * 192 * multiprocessors * highest / 1e6)
+    steps = measured(card.bandwidth_gb_s * 0.7, nominal * base / highest * 128 / 192 * 0.85, base)
+    steps[1]["facts"]["bytes"] = device["memory"]
+    assert judge.judge(device, steps[:4], card).state == "healthy"
+
+
+def test_a_clock_that_the_power_limit_lowers() -> None:
+    """Is what cards of 75 W do; of others, or with a reason that the driver tells, it is said."""
+    p4 = catalog.find_gpu("p4")
+    device = {**DEVICE, "memory": p4.memory_mib << 20, "multiprocessors": 20, "clock": 1113.0}
+    steps = measured(copy=140, tera=2.8, clock=600)
+    assert judge.judge(device, steps, p4).state == "healthy"
+    (finding,) = judge.judge(device, steps, p4, live=Live(throttle_reasons=("thermal",))).findings
+    assert finding.kind == "throttled" and finding.text.endswith(": thermal")
+    (finding,) = judge.judge(DEVICE, measured(clock=900, tera=6.7), P40).findings
+    assert finding.text.endswith("or on a card of 50 to 75 W, this is expected")
 
 
 def test_a_card_without_figures_is_only_right() -> None:
@@ -513,22 +697,36 @@ def test_a_verdict_for_any_rates(copy: float, tera: float, clock: float, link: f
 
 
 def test_cards_that_share_an_id_are_told_apart() -> None:
-    ids = catalog.find_gpu("m40").pci_ids[0]
-    assert judge.identify(ids, "Tesla M40 24GB", 24 << 30) == catalog.find_gpu("m40-24gb")
-    assert judge.identify(ids, "Tesla M40", 11448 << 20) == catalog.find_gpu("m40")
-    assert judge.identify("", "NVIDIA H200", 140 << 30) == catalog.find_gpu("h200")
-    assert judge.identify("10de:ffff", "NVIDIA Something", 1) is None
+    identify, shared = catalog.identify, catalog.find_gpu("m40").pci_ids[0]
+    assert identify(shared, 24 << 30, "Tesla M40 24GB") == catalog.find_gpu("m40-24gb")
+    assert identify(shared, 11448 << 20, "Tesla M40") == catalog.find_gpu("m40")
+    assert identify(shared, None, "Tesla M40") is None  # 24 GB cards have that name too
+    assert identify(P40.pci_ids[0], None) == P40
+    assert identify("", 140 << 30, "NVIDIA H200") == catalog.find_gpu("h200")
+    assert identify("10de:ffff", 1, "NVIDIA Something") is None
 
 
 def test_what_is_said() -> None:
     good, bad = {"outcome": "passed", "facts": {}}, {"outcome": "failed", "facts": {}}
     start = {"name": "start", **good}
-    assert judge.label("X", [start], None) == "not run"
-    assert judge.label("X", [start, {"name": "fp32", **good}], None) == "verified on X"
-    assert judge.label("X", [start, {"name": "fp32", **bad}], None) == "failed on X"
+    assert judge.label({"name": "X", "memory": 1 << 30}, [start], None) == "not run"
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], None)
+        == "verified on X"
+    )
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], None)
+        == "failed on X"
+    )
     at = Capability(6, 1)
-    assert judge.label("X", [start, {"name": "fp32", **good}], at) == "replayed at 6.1 on X"
-    assert judge.label("X", [start, {"name": "fp32", **bad}], at) == "failed at 6.1 on X"
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **good}], at)
+        == "replayed at 6.1 on X"
+    )
+    assert (
+        judge.label({"name": "X", "memory": 1 << 30}, [start, {"name": "fp32", **bad}], at)
+        == "failed at 6.1 on X"
+    )
 
 
 # ---- device code ----

@@ -65,6 +65,7 @@ class CapabilityFacts:
     registers_per_block: int | None = None
     threads_per_multiprocessor: int | None = None
     blocks_per_multiprocessor: int | None = None
+    fp32_per_multiprocessor: int | None = None
     l2_cache_kib: int | None = None
 
 
@@ -299,6 +300,7 @@ def capabilities() -> dict[Capability, CapabilityFacts]:
             registers_per_block=row.get("registers_per_block"),
             threads_per_multiprocessor=row.get("threads_per_multiprocessor"),
             blocks_per_multiprocessor=row.get("blocks_per_multiprocessor"),
+            fp32_per_multiprocessor=row.get("fp32_per_multiprocessor"),
             l2_cache_kib=row.get("l2_cache_kib"),
         )
     return found
@@ -489,6 +491,28 @@ def find_gpu(text: str) -> Gpu:
     if ":" in text:
         raise CatalogError(f"no GPU with PCI id {text!r} is in the catalog")
     raise CatalogError(f"no GPU called {text!r} is in the catalog", _near_gpus(text))
+
+
+def identify(pci_id: str, memory: int | None, name: str = "") -> Gpu | None:
+    """The card of which a driver says this, or None.
+
+    Args:
+        pci_id: ``10de:1b38``, or "" if not known.
+        memory: bytes, as much as the driver shows. Of cards that share a PCI id it is the one whose
+            memory is nearest, and none of them where the memory is not known.
+        name: what to go by where no card has that PCI id.
+    """
+    fits = [gpu for gpu in gpus() if pci_id in gpu.pci_ids]
+    if len(fits) > 1:
+        if memory is None:
+            return None
+        return min(fits, key=lambda gpu: abs((gpu.memory_mib << 20) - memory))
+    if fits:
+        return fits[0]
+    try:
+        return find_gpu(name)
+    except CatalogError:
+        return None
 
 
 def _near_gpus(text: str) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from legacy_cuda.errors import SurroundingsError, UserError
 if TYPE_CHECKING:
     from legacy_cuda.capability import Capability
     from legacy_cuda.catalog import Gpu
+    from legacy_cuda.nvml import Snapshot
     from legacy_cuda.verify.code import Code, Finder
+    from legacy_cuda.verify.judge import Live
     from legacy_cuda.verify.run import Options, Survey
 
 _STYLES = {
@@ -216,16 +218,16 @@ def _verify(
     import time
     from functools import partial
 
-    from legacy_cuda import __version__, hardware
+    from legacy_cuda import __version__, catalog, hardware, nvml
     from legacy_cuda.capability import Capability
     from legacy_cuda.catalog import dotted
-    from legacy_cuda.verify import judge
     from legacy_cuda.verify import run as runner
 
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     capabilities = [replay or Capability.parse(device["capability"]) for device in chosen]
     total = len(chosen) * (1 + len(options.steps))
     begun = itertools.count()
+    done = []
     gpus = []
     peers: list[dict[str, Any]] = []
     with output.steps() as bar:
@@ -236,9 +238,12 @@ def _verify(
         for device, code, capability in zip(chosen, codes, capabilities, strict=True):
             told = partial(tell, f"GPU {device['index']}:")
             steps = runner.gpu(device, code, capability, options, told)
+            done.append(steps)
+        snapshot = nvml.snapshot()  # while they are warm
+        for device, code, steps in zip(chosen, codes, done, strict=True):
             pci_id = hardware.pci_id(device["bus"], hardware.SYSFS)
-            card = judge.identify(pci_id, device["name"], device["memory"])
-            gpus.append(_row(device, code, steps, card, replay))
+            card = catalog.identify(pci_id, device["memory"], device["name"])
+            gpus.append(_row(device, code, steps, card, replay, snapshot))
         if len(chosen) > 1 and all(item["verdict"]["state"] != "failed" for item in gpus):
             pairs = list(zip(codes, capabilities, strict=True))
             steps = runner.peers(chosen, pairs, options, partial(tell, "GPU"))
@@ -258,17 +263,25 @@ def _row(
     steps: list[dict[str, Any]],
     card: Gpu | None,
     replay: Capability | None,
+    snapshot: Snapshot,
 ) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from legacy_cuda.verify import judge
 
-    verdict = judge.judge(device, steps, card, replayed=replay is not None)
+    live = _live(device, snapshot)
+    known = live if isinstance(live, judge.Live) else None
+    verdict = judge.judge(device, steps, card, replayed=replay is not None, live=known)
+    read = ("ecc_corrected", "ecc_uncorrected", "temperature")
     return {
         **device,
         "card": card.name if card else None,
-        "label": judge.label(device["name"], steps, replay),
+        "label": judge.label(device, steps, replay),
         "replayed_at": str(replay) if replay else None,
         "code": {"target": str(code.target), "origin": code.origin, "sha256": code.sha256},
         "steps": steps,
+        "nvml": {name: asdict(known)[name] for name in read} if known else None,
+        "nvml_missing": live if isinstance(live, str) else None,
         "nominal": judge.nominal_rates(device, card) if replay is None else {},
         "verdict": {
             "state": verdict.state,
@@ -287,6 +300,28 @@ def _row(
     }
 
 
+def _live(device: dict[str, Any], snapshot: Snapshot) -> Live | str:
+    """What NVML says of the GPU after the run, or why it says nothing.
+
+    No link, whose generation falls at rest, and no reasons of a lowered clock, which are gone.
+    """
+    from legacy_cuda.verify.judge import Live
+
+    if snapshot.error is not None:
+        return str(snapshot.error)
+    for found in snapshot.devices:
+        if found.pci_address != device["bus"]:
+            continue
+        if found.failure is not None:
+            return str(found.failure)
+        return Live(
+            ecc_corrected=found.ecc_corrected_volatile,
+            ecc_uncorrected=found.ecc_uncorrected_volatile,
+            temperature=found.temperature_c,
+        )
+    return f"it lists no GPU at {device['bus']}"
+
+
 def _print(document: dict[str, Any]) -> None:
     from legacy_cuda.verify import roofline
 
@@ -298,6 +333,8 @@ def _print(document: dict[str, Any]) -> None:
         print(f"  {gpu['label']}; {gpu['code']['target']} from {gpu['code']['origin']}")
         for finding in verdict["findings"]:
             print(output.wrapped(f"  {finding['kind']}", finding["text"], 20))
+        if gpu["nvml_missing"]:
+            print(f"  temperature and counts of memory errors: {gpu['nvml_missing']}")
         print()
         rows = [["  step", "outcome", ""]]
         rows += [[f"  {s['name']}", s["outcome"], _detail(s, gpu)] for s in gpu["steps"][1:]]

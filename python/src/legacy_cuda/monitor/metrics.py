@@ -18,7 +18,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from legacy_cuda import catalog
-from legacy_cuda.catalog import CatalogError
 from legacy_cuda.nvml import THROTTLE_REASONS, Device, Missing, Snapshot
 
 #: The labels of every series about a GPU: the driver's index, its UUID, its name.
@@ -165,11 +164,10 @@ class State:
 
 
 def card(device: Device) -> str:
-    """The card's name in the catalog, "" for one that is not there."""
-    try:
-        return catalog.find_gpu(device.pci_id).name if device.pci_id else ""
-    except CatalogError:
-        return ""
+    """The card's name in the catalog, "" for one that is not there, or that cannot be told from
+    others with its PCI id as long as it does not say how much memory it has."""
+    found = catalog.identify(device.pci_id or "", device.memory_total_bytes)
+    return found.name if found else ""
 
 
 def key(device: Device) -> str:

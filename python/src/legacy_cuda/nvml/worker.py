@@ -463,6 +463,11 @@ class _Device(_Asker):
                     if why[0] == _LOST:
                         self.missing["device"] = why
                         return
+        with self.lock:
+            if not any(name in self.values for names, _, _ in STATE for name in names):
+                # it answers every call, with errors: as good as none, and a new handle may help
+                self.missing["device"] = self.missing["memory_total_bytes"]
+                self.handle = None
 
     def reply(self) -> dict[str, Any]:
         """What is known of the round that is wanted. To be called with the lock held."""

@@ -33,6 +33,8 @@ _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _COUNT = 4096
 _THREADS = 256
 _PIECE = 1 << 30
+_PIECE_LEAST = 64 << 20
+_MIB = 1 << 20
 _KEPT_FREE = 256 << 20
 """Bytes that the test of the memory leaves to whatever else runs on the GPU, a display for one."""
 
@@ -254,6 +256,8 @@ def l2(gpu: Gpu) -> Facts:
 def memory(gpu: Gpu) -> Facts:
     """All free memory: every word is written, then every word read, once for each pattern.
 
+    The facts: bytes tested, the most that was asked for (``limit``, 0 for all), patterns.
+
     Raises:
         WrongError: words were not what they should be; which bits, and where the first were.
     """
@@ -263,25 +267,31 @@ def memory(gpu: Gpu) -> Facts:
     wanted = min(wanted, gpu.memory_limit) if gpu.memory_limit else wanted
     pieces: list[tuple[Pointer, int]] = []
     try:
-        while wanted >= 1 << 20:
-            size = min(_PIECE, wanted & ~((1 << 20) - 1))
+        most = _PIECE
+        while wanted >= _MIB:
+            size = min(most, wanted & -_MIB)
             try:
                 pieces.append((context.allocate(size), size))
             except DriverError as error:
-                if error.code != _OUT_OF_MEMORY or not pieces:
+                if error.code != _OUT_OF_MEMORY:
                     raise
-                break  # in pieces, not all of what is free can be had
+                if size > _PIECE_LEAST:  # what is free need not be in one piece
+                    most = max(size // 2 & -_MIB, _PIECE_LEAST)
+                    continue
+                if not pieces:
+                    raise
+                break
             wanted -= size
         tested = sum(size for _, size in pieces)
         if not pieces:
-            return {"bytes": 0, "patterns": 0}
+            return {"bytes": 0, "limit": gpu.memory_limit, "patterns": 0}
         for pattern, seed in PATTERNS:
             place = 0
             for pointer, size in pieces:
                 write(gpu, pointer, size, place, pattern, seed)
                 place += size // 4
             check(gpu, pieces, pattern, seed, bytes=tested)
-        return {"bytes": tested, "patterns": len(PATTERNS)}
+        return {"bytes": tested, "limit": gpu.memory_limit, "patterns": len(PATTERNS)}
     finally:
         with suppress(DriverError):  # the context may have ended
             for pointer, _ in pieces:

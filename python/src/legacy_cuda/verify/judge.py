@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Gpu
 
@@ -33,14 +32,23 @@ Kind = Literal[
 
 # Shares of the catalog's figures below which something is wrong. They are judgement, not measured
 # on old cards: GDDR5 with ECC is expected to give 0.65 to 0.85 of its nominal bandwidth in a copy,
-# a card at its base clock runs at 0.65 to 0.85 of its highest (K80 562 of 824 MHz, P40 1303 of
-# 1531), and Kepler needs two instructions at once for its nominal rate.
+# and a card at its base clock runs at 0.65 to 0.85 of its highest (K80 562 of 824 MHz, P40 1303 of
+# 1531).
 BANDWIDTH_LEAST = 0.60
 CLOCK_LEAST = 0.65
 ARITHMETIC_LEAST = 0.60  # of the figure at the clock that was measured
+ARITHMETIC_LEAST_KEPLER = 0.50  # 128 of 192 without two instructions at once, and some less
 MEMORY_LEAST = 0.85  # 15/16 is left with ECC in GDDR5, and the driver keeps some
+TESTED_LEAST = 0.80  # of the memory, or of what --memory asks for
 LINK_LEAST = 0.70  # of the link's raw rate, less its encoding
 LINK_FLOOR = 5.0  # 10^9 bytes/s: 3.0 with 8 lanes or 2.0 with 16 give a little more
+
+ECC_CORRECTED_MOST = 100
+"""Corrected errors since the driver was loaded that are no reason to doubt a card. Our choice: a
+few over months are what ECC is for."""
+
+LOW_POWER_W = 75
+"""Cards of so many watts cannot keep their highest clock under load: P4, M4. Our choice."""
 
 LANE = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
 """10^9 bytes/s of one lane of PCI Express, by generation, encoding taken off (PCI-SIG)."""
@@ -51,16 +59,21 @@ DP4A_PER_FLOP = 4
 
 # The steps whose failure is the memory's.
 _MEMORY = ("memory", "L2 cache", "bandwidth")
+_USUAL = (
+    "; the usual causes are heat and the power limit; with a power limit that was lowered, or on a "
+    "card of 50 to 75 W, this is expected"
+)
 _RATES = {"fp32": "fp32 rate", "fp64": "fp64 rate", "fp16": "fp16 rate", "dp4a": "dp4a rate"}
 
 
 @dataclass(frozen=True)
 class Live:
-    """What the driver's management library said while the GPU was loaded; None: not known.
+    """What the driver's management library said; None: not known.
 
     ``throttle_reasons`` are those that lower clocks below what the card's power limit and load
-    allow: ``thermal``, ``power brake`` and the like. Link generations and widths are those now and
-    the most that card and slot can do. ECC errors are counted since the driver was loaded.
+    allow: ``thermal``, ``power brake`` and the like, read while the GPU computed. Link generations
+    and widths are those now and the most that card and slot can do. ECC errors are counted since
+    the driver was loaded. ``temperature`` is in degrees C, after the run.
     """
 
     throttle_reasons: tuple[str, ...] = ()
@@ -120,13 +133,13 @@ def judge(
     """
     facts = {step["name"]: step["facts"] for step in steps if step["outcome"] == "passed"}
     wrong = [finding for step in steps for finding in _of_step(step)]
-    untested = [finding for step in steps for finding in _untested(step)]
+    untested = [finding for step in steps for finding in _untested(device, step)]
     nominal = {} if replayed else nominal_rates(device, card)
     rates = compare(facts, nominal)
     slow: list[Finding] = []
     if not replayed:
-        slow += _clock(device, facts, live)
-        slow += _slow(device, facts, rates)
+        slow += _clock(device, facts, card, live)
+        slow += _slow(device, facts, card, rates)
         slow += _link(facts, live)
         slow += _less_memory(device, card)
     slow += _ecc(live)
@@ -141,25 +154,32 @@ def judge(
 
 
 def nominal_rates(device: dict[str, Any], card: Gpu | None) -> dict[str, float]:
-    """What the catalog promises: GB/s for ``memory``, else 10^12 operations/s; what is known of it.
+    """What the card should reach: GB/s for ``memory``, else 10^12 operations/s; as far as known.
 
-    The rate of fp64 is that which the driver tells for the chip: chips of one capability differ.
+    The bandwidth is the catalog's. The rate of fp32 is that of the chip's multiprocessors at their
+    highest clock, as the driver tells them; the catalog's where it does not know the capability's
+    multiply-adds per clock. fp64 follows by the ratio that the driver tells: chips of one
+    capability differ.
     """
     found: dict[str, float] = {}
     if card is None:
         return found
     if card.bandwidth_gb_s is not None:
         found["memory"] = card.bandwidth_gb_s
-    if card.fp32_tflops is not None:
-        found["fp32"] = card.fp32_tflops
+    fp32 = card.fp32_tflops
+    each = card.facts.fp32_per_multiprocessor
+    if each is not None and device["multiprocessors"] and device["clock"]:
+        fp32 = 2 * each * device["multiprocessors"] * device["clock"] / 1e6
+    if fp32 is not None:
+        found["fp32"] = fp32
         if device["fp32_to_fp64"] > 0:
-            found["fp64"] = card.fp32_tflops / device["fp32_to_fp64"]
+            found["fp64"] = fp32 / device["fp32_to_fp64"]
         ratio = card.facts.fp16_fp32_ratio
         if ratio is not None and ratio != "none":
             halves, singles = ratio.split(":")
-            found["fp16"] = card.fp32_tflops * int(halves) / int(singles)
+            found["fp16"] = fp32 * int(halves) / int(singles)
         if card.facts.dp4a:
-            found["dp4a"] = card.fp32_tflops * DP4A_PER_FLOP
+            found["dp4a"] = fp32 * DP4A_PER_FLOP
     return found
 
 
@@ -198,37 +218,50 @@ def _of_step(step: dict[str, Any]) -> list[Finding]:
     return []
 
 
-def _untested(step: dict[str, Any]) -> list[Finding]:
+def _untested(device: dict[str, Any], step: dict[str, Any]) -> list[Finding]:
     name = step["name"]
-    if name == "memory" and step["outcome"] == "passed" and not step["facts"]["bytes"]:
-        return [Finding("not-tested", "memory: other programs have all of it")]
+    if name == "memory" and step["outcome"] == "passed":
+        tested, limit = step["facts"]["bytes"], step["facts"]["limit"]
+        if not tested:
+            return [Finding("not-tested", "memory: other programs have all of it")]
+        asked = min(device["memory"], limit or device["memory"])
+        if tested < TESTED_LEAST * asked:
+            text = f"memory: only {tested >> 20} of {asked >> 20} MiB could be tested"
+            return [Finding("not-tested", text)]
     if step["outcome"] == "not run" and "OUT_OF_MEMORY" in step["why"]:
         return [Finding("not-tested", f"{name}: other programs have the GPU's memory")]
     return []
 
 
 def _clock(
-    device: dict[str, Any], facts: dict[str, dict[str, Any]], live: Live | None
+    device: dict[str, Any], facts: dict[str, dict[str, Any]], card: Gpu | None, live: Live | None
 ) -> list[Finding]:
     reasons = ", ".join(live.throttle_reasons) if live else ""
-    at = f" at {live.temperature} °C" if live and live.temperature is not None else ""
+    at = f" ({live.temperature} °C after it)" if live and live.temperature is not None else ""
     sustained = facts.get("fp32 rate", {}).get("sustained_clock_mhz", 0.0)
     highest = device["clock"]
     slowed = bool(sustained and highest and sustained < CLOCK_LEAST * highest)
+    if card is not None and card.tdp_w is not None and card.tdp_w <= LOW_POWER_W:
+        slowed = False
     if not slowed and not reasons:
         return []
     text = "the driver lowers the clock"
     if sustained:
         text = f"the clock is at {sustained:.0f} of {highest:.0f} MHz under load"
     text += at
-    because = f": {reasons}" if reasons else "; the usual causes are heat and the power limit"
+    because = f": {reasons}" if reasons else _USUAL
     return [Finding("throttled", text + because)]
 
 
 def _slow(
-    device: dict[str, Any], facts: dict[str, dict[str, Any]], rates: tuple[Comparison, ...]
+    device: dict[str, Any],
+    facts: dict[str, dict[str, Any]],
+    card: Gpu | None,
+    rates: tuple[Comparison, ...],
 ) -> list[Finding]:
     found = []
+    kepler = card is not None and card.facts.architecture == "Kepler"
+    least = ARITHMETIC_LEAST_KEPLER if kepler else ARITHMETIC_LEAST
     memory = [rate for rate in rates if rate.name.startswith("memory") and rate.share is not None]
     best = max(memory, key=lambda rate: rate.measured, default=None)
     if best is not None and best.share is not None and best.share < BANDWIDTH_LEAST:
@@ -240,7 +273,7 @@ def _slow(
         if rate.share is None or not clock or not device["clock"]:
             continue
         slowed = min(1.0, clock / device["clock"])
-        if rate.share < ARITHMETIC_LEAST * slowed:
+        if rate.share < least * slowed:
             text = (
                 f"{rate.name}: {rate.measured:.2f} of {rate.nominal:.2f} {rate.unit} with the "
                 f"clock at {clock:.0f} of {device['clock']:.0f} MHz; other programs on the GPU?"
@@ -254,15 +287,15 @@ def _link(facts: dict[str, dict[str, Any]], live: Live | None) -> list[Finding]:
     worst = min(measured["to_gpu_gb_s"], measured["from_gpu_gb_s"]) if measured else None
     if live is not None and live.link_width and live.link_generation:
         now = f"PCIe {live.link_generation}.0 x{live.link_width}"
-        width, generation = live.link_width_most, live.link_generation_most
-        if (width and live.link_width < width) or (
-            generation and live.link_generation < generation
-        ):
-            best = f"PCIe {generation or live.link_generation}.0 x{width or live.link_width}"
-            return [Finding("link-degraded", f"the link runs at {now}, card and slot do {best}")]
-        raw = LANE.get(live.link_generation, 0.0) * live.link_width
+        width = live.link_width_most
+        # At rest the generation falls, and the width stays: of the generation only the rate tells.
+        generation = live.link_generation_most or live.link_generation
+        most = f"PCIe {generation}.0 x{width or live.link_width}"
+        if width and live.link_width < width:
+            return [Finding("link-degraded", f"the link runs at {now}, card and slot do {most}")]
+        raw = LANE.get(generation, 0.0) * live.link_width
         if worst is not None and worst < LINK_LEAST * raw:
-            text = f"{worst:.1f} GB/s over {now}, which carries {raw:.1f}"
+            text = f"{worst:.1f} GB/s where card and slot do {most}, which carries {raw:.1f}"
             return [Finding("link-degraded", text)]
         return []
     if worst is not None and worst < LINK_FLOOR:
@@ -281,31 +314,22 @@ def _less_memory(device: dict[str, Any], card: Gpu | None) -> list[Finding]:
 def _ecc(live: Live | None) -> list[Finding]:
     if live is None:
         return []
-    counts = (("uncorrected", live.ecc_uncorrected), ("corrected", live.ecc_corrected))
-    words = [f"{count} {kind}" for kind, count in counts if count]
-    return [Finding("ecc-errors", f"{' and '.join(words)} errors of memory")] if words else []
+    corrected, uncorrected = live.ecc_corrected or 0, live.ecc_uncorrected or 0
+    if not uncorrected and corrected <= ECC_CORRECTED_MOST:
+        return []
+    counts = ((uncorrected, "uncorrected"), (corrected, "corrected"))
+    words = [f"{count} {kind}" for count, kind in counts if count]
+    text = f"{' and '.join(words)} errors of memory since the driver was loaded"
+    return [Finding("ecc-errors", text)]
 
 
-def identify(pci_id: str, name: str, memory: int) -> Gpu | None:
-    """The catalog's card: of those with that PCI id, the one whose memory is nearest; else by name.
-
-    ``memory`` is in bytes, ``pci_id`` ``10de:1b38`` or "".
-    """
-    fits = [gpu for gpu in catalog.gpus() if pci_id in gpu.pci_ids]
-    if fits:
-        return min(fits, key=lambda gpu: abs((gpu.memory_mib << 20) - memory))
-    try:
-        return catalog.find_gpu(name)
-    except catalog.CatalogError:
-        return None
-
-
-def label(name: str, steps: list[dict[str, Any]], replay: Capability | None) -> str:
+def label(device: dict[str, Any], steps: list[dict[str, Any]], replay: Capability | None) -> str:
     """What may be said of the results: ``verified on Tesla P40``, ``replayed at 6.1 on ...``."""
+    name = device["name"]
     ran = [step for step in steps if step["name"] != "start"]
     if not any(step["outcome"] in ("passed", "failed") for step in ran):
         return "not run"
     if any(step["outcome"] in ("failed", "error", "hung") for step in steps):
         return f"failed on {name}" if replay is None else f"failed at {replay} on {name}"
-    part = ", in part" if any(_untested(step) for step in steps) else ""
+    part = ", in part" if any(_untested(device, step) for step in steps) else ""
     return (f"verified on {name}" if replay is None else f"replayed at {replay} on {name}") + part

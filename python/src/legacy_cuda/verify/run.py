@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legacy_cuda.capability import Capability
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 _ENDING = 5.0  # seconds that a killed process has to be gone; one in the driver may stay
 _SURVEY = 30.0
+# -I: neither the environment nor the working folder decides what is imported
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from legacy_cuda.verify import worker; sys.exit(worker.main())"
+)
 
 Tell = Callable[[str], None]
 
@@ -157,7 +163,7 @@ def _worker(
     variables = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", worker.__name__],
+            [sys.executable, "-I", "-c", _START, str(Path(worker.__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

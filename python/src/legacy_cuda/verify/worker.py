@@ -159,7 +159,3 @@ def main() -> int:
     except (DriverError, NoDriverError) as error:
         _say(end="start", outcome="error", why=str(error), facts={})
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
