@@ -56,7 +56,7 @@ def test_each_machine_is_read(name: str, tmp_path: Path) -> None:
             assert device["error"] == getattr(pynvml, f"NVML_ERROR_{card['fails']}")
             continue
         if "*" in card.get("errors", {}):
-            error = getattr(pynvml, f"NVML_ERROR_{card['errors']['*']}")
+            error = {"error": getattr(pynvml, f"NVML_ERROR_{card['errors']['*']}")}
             assert [device[key] for key in ("name", "pci", "temperature", "power")] == [error] * 4
             continue
         number = device["pci"][1]
