@@ -35,8 +35,9 @@ def html(plan: dict[str, Any]) -> str:
     parts = [
         *page.head(f"{title}: legacy-cuda plan"),
         f"<h1>{escape(title)}</h1>",
-        f'<p class="lead">{settings["context"]} tokens for each of {settings["parallel"]} '
-        f"conversations, KV cache {escape(' and '.join(dict.fromkeys(settings['kv'])))}, {flash}, "
+        f'<p class="lead">{settings["context"]} tokens x {settings["parallel"]} '
+        f"conversation{'s' * (settings['parallel'] > 1)}, KV cache "
+        f"{escape(' and '.join(dict.fromkeys(settings['kv'])))}, {flash}, "
         f"{escape(plan['engine'])} with {escape(cuda)}</p>",
         f'<div class="verdict {kind}"><b>{words}</b>'
         f"{'<br>' + escape(plan['problem']) if plan['problem'] else ''}</div>",
