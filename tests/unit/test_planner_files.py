@@ -67,6 +67,8 @@ def test_a_model_is_read() -> None:
         (model_files.gguf({}, [("t", 1, (0,), 0)]), "dimension of 0"),
         (model_files.gguf({}, [("t", 1, (1 << 40, 1 << 40), 0)]), "more values"),
         (model_files.gguf({}, [("t", 1, (1 << 20,), 64)]), "not finished"),
+        (model_files.gguf({}, [("t", 1, (32,), 32), ("u", 1, (8,), 16)]), "'u' begins at byte 32"),
+        (model_files.gguf({}, [("t", 1, (8,), 64), ("u", 1, (8,), 16)]), "'u' begins at byte 64"),
     ],
 )  # fmt: skip
 def test_bad_files(data: bytes, what: str) -> None:

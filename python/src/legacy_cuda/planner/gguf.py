@@ -186,12 +186,19 @@ def read_file(file: BinaryIO, size: int) -> Header:
     found = [_tensor(reader) for _ in range(tensor_count)]
     start = reader.at + -reader.at % alignment
     names = set()
+    expected = 0  # ggml reads files whose tensors lie one behind the other, and no others
     for tensor, offset in found:
         if tensor.name in names:
             raise ModelError(f"two tensors called {tensor.name!r}")
         names.add(tensor.name)
         if offset % alignment:
             raise ModelError(f"tensor {tensor.name!r} is not aligned")
+        if offset != expected:
+            raise ModelError(
+                f"tensor {tensor.name!r} begins at byte {offset} of the data, but the one before "
+                f"it ends at {expected}"
+            )
+        expected += tensor.bytes + -tensor.bytes % alignment
         if start + offset + tensor.bytes > size:
             raise ModelError(
                 f"tensor {tensor.name!r} ends at byte {start + offset + tensor.bytes}, but the "
