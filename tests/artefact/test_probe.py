@@ -94,9 +94,9 @@ def test_the_machine_code(
             check=True,
         )
     else:
-        before = locale.setlocale(locale.LC_ALL)
+        before = locale.nl_langinfo(locale.CODESET)
         cubin.write_bytes(pinned_nvrtc(capability).compile(code.SOURCE.read_text(), target))
-        assert locale.setlocale(locale.LC_ALL) == before, "it is the process's, not NVRTC's"
+        assert locale.nl_langinfo(locale.CODESET) == before, "the locale is ours, not NVRTC's"
     machine_code = kernels(toolchain, cubin)
     assert those(count(machine_code, DP4A)) == ({"dot_int8", "rate_dp4a"} if dp4a else set())
     half = count(machine_code, HALF)

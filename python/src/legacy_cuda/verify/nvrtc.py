@@ -6,12 +6,15 @@ Signatures are those of nvrtc.h. Machine code (``sm_61``) comes out as a cubin, 
 from __future__ import annotations
 
 import ctypes
-import locale
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
 from legacy_cuda.capability import Capability, Target
+
+# A thread's locale (POSIX): None asks for it.
+_uselocale = ctypes.CDLL(None).uselocale
+_uselocale.restype, _uselocale.argtypes = c_void_p, [c_void_p]
 
 
 class NvrtcError(RuntimeError):
@@ -60,14 +63,14 @@ class Nvrtc:
         )
         try:
             options = (c_char_p * 1)(f"--gpu-architecture={target}".encode())
-            before = locale.setlocale(locale.LC_ALL)
+            before = _uselocale(None)
             try:
                 self._call("nvrtcCompileProgram", program, c_int(1), options)
             except NvrtcError as error:
                 said = self._read("ProgramLog", program).decode(errors="replace").strip("\0\n")
                 raise NvrtcError(f"{error}\n{said}") from error
             finally:
-                locale.setlocale(locale.LC_ALL, before)  # 11.7 leaves the process with C
+                _uselocale(before)  # 11.7 leaves the thread with C's
             return self._read("CUBIN" if target.kind == "sass" else "PTX", program)
         finally:
             self._call("nvrtcDestroyProgram", byref(program))
