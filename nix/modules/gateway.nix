@@ -6,27 +6,15 @@ _:
   ...
 }:
 let
-  inherit (lib) mkIf mkOption types;
+  inherit (lib) mkIf;
 
+  listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.gateway;
   inherit (config.services.legacy-cuda) ollama llama-cpp;
-  at = service: "http://${service.host}:${toString service.port}";
 in
 {
-  options.services.legacy-cuda.gateway = {
+  options.services.legacy-cuda.gateway = listen.options 4000 // {
     enable = lib.mkEnableOption "LiteLLM in front of Ollama and llama.cpp of this machine";
-
-    host = mkOption {
-      type = types.str;
-      default = "127.0.0.1";
-      description = "The address to listen on.";
-    };
-
-    port = mkOption {
-      type = types.port;
-      default = 4000;
-      description = "The port to listen on.";
-    };
   };
 
   config = mkIf cfg.enable {
@@ -46,7 +34,7 @@ in
             model_name = model;
             litellm_params = {
               model = "ollama_chat/${model}";
-              api_base = at ollama;
+              api_base = listen.at ollama;
             };
           }) ollama.models
         )
@@ -54,7 +42,7 @@ in
           model_name = "llama-cpp";
           litellm_params = {
             model = "openai/llama-cpp";
-            api_base = "${at llama-cpp}/v1";
+            api_base = "${listen.at llama-cpp}/v1";
             # the client of this protocol wants one
             api_key = "none";
           };

@@ -13,6 +13,7 @@
 let
   inherit (lib) mkIf mkOption types;
 
+  listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.llama-cpp;
   inherit (config.hardware.legacy-cuda) gpus;
   refusal = if gpus == [ ] then null else packaged.refusalOf "llama-cpp" gpus;
@@ -57,7 +58,7 @@ let
       [ "--${name}" ] ++ lib.optional (value != true) (toString value);
 in
 {
-  options.services.legacy-cuda.llama-cpp = {
+  options.services.legacy-cuda.llama-cpp = listen.options 8080 // {
     enable = lib.mkEnableOption "llama.cpp's server with code for `hardware.legacy-cuda.gpus`";
 
     package = mkOption {
@@ -65,18 +66,6 @@ in
       default = (packaged.packagesFor gpus).llama-cpp;
       defaultText = lib.literalMD "llama.cpp compiled for the capabilities of the cards";
       description = "The llama.cpp to run.";
-    };
-
-    host = mkOption {
-      type = types.str;
-      default = "127.0.0.1";
-      description = "The address to listen on.";
-    };
-
-    port = mkOption {
-      type = types.port;
-      default = 8080;
-      description = "The port to listen on.";
     };
 
     model = mkOption {

@@ -18,13 +18,14 @@ let
     types
     ;
 
+  listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.ollama;
   inherit (config.hardware.legacy-cuda) gpus;
   refusal = if gpus == [ ] then null else packaged.refusalOf "ollama" gpus;
   dies = lib.foldl' (sum: name: sum + catalog.gpus.${name}.dies) 0 gpus;
 in
 {
-  options.services.legacy-cuda.ollama = {
+  options.services.legacy-cuda.ollama = listen.options 11434 // {
     enable = lib.mkEnableOption "Ollama with code for `hardware.legacy-cuda.gpus`";
 
     package = mkOption {
@@ -32,18 +33,6 @@ in
       default = (packaged.packagesFor gpus).ollama;
       defaultText = lib.literalMD "Ollama compiled for the capabilities of the cards";
       description = "The Ollama to run.";
-    };
-
-    host = mkOption {
-      type = types.str;
-      default = "127.0.0.1";
-      description = "The address to listen on.";
-    };
-
-    port = mkOption {
-      type = types.port;
-      default = 11434;
-      description = "The port to listen on.";
     };
 
     models = mkOption {

@@ -6,11 +6,11 @@ _:
   ...
 }:
 let
-  inherit (lib) mkIf mkOption types;
+  inherit (lib) mkIf;
 
+  listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.web-ui;
   inherit (config.services.legacy-cuda) gateway ollama llama-cpp;
-  at = service: "http://${service.host}:${toString service.port}";
   # The gateway has everything behind it; llama.cpp speaks the same protocol.
   openai =
     if gateway.enable then
@@ -21,20 +21,8 @@ let
       null;
 in
 {
-  options.services.legacy-cuda.web-ui = {
+  options.services.legacy-cuda.web-ui = listen.options 3000 // {
     enable = lib.mkEnableOption "Open WebUI for the engines of this machine";
-
-    host = mkOption {
-      type = types.str;
-      default = "127.0.0.1";
-      description = "The address to listen on.";
-    };
-
-    port = mkOption {
-      type = types.port;
-      default = 3000;
-      description = "The port to listen on.";
-    };
   };
 
   config = mkIf cfg.enable {
@@ -55,8 +43,8 @@ in
         ENABLE_OLLAMA_API = if ollama.enable then "True" else "False";
         ENABLE_OPENAI_API = if openai == null then "False" else "True";
       }
-      // lib.optionalAttrs ollama.enable { OLLAMA_BASE_URL = at ollama; }
-      // lib.optionalAttrs (openai != null) { OPENAI_API_BASE_URL = "${at openai}/v1"; };
+      // lib.optionalAttrs ollama.enable { OLLAMA_BASE_URL = listen.at ollama; }
+      // lib.optionalAttrs (openai != null) { OPENAI_API_BASE_URL = "${listen.at openai}/v1"; };
     };
   };
 }

@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]  # for `targets` and `builders`
 
-from fuzz_names import NAMES  # noqa: E402
+from fuzz_names import NAMES  # noqa: E402  (found by the line above)
 
 TIMEOUT = 5  # seconds an input may take
 MEMORY = 1024  # MiB

@@ -37,6 +37,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     lines: list[str] = []
 
+    # llama_cpp has no types; where it is not installed there is nothing to ignore
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
     def log(_level: int, text: bytes, _data: object) -> None:
         lines.append(text.decode(errors="replace"))

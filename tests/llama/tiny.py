@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from legacy_cuda.catalog.models import ModelShape
 
 
-def _tiny(name: str, architecture: str, **more: object) -> ModelShape:
-    usual: dict[str, object] = {
+def _tiny(name: str, architecture: str, **more: Any) -> ModelShape:
+    usual: dict[str, Any] = {
         "layers": 6, "embedding": 512, "feed_forward": 1024, "heads": 8, "heads_kv": 2,
         "head_size": 64, "vocabulary": 2048, "context": 8192, "tied": False,
     }  # fmt: skip
     return ModelShape(
         name=name, title=name, aliases=(), architecture=architecture, parameters=0,
-        source="made up", verified=False, **{**usual, **more},  # type: ignore[arg-type]
+        source="made up", verified=False, **{**usual, **more},
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -204,16 +205,17 @@ def _annotations(alert: Alert, case: Case) -> dict[str, str]:
 
 def names_there_are() -> set[str]:
     """The name of every series of a machine that has everything, healthy and not."""
+    values: dict[str, Any] = {reading.field: 1 for reading in metrics.READINGS}
     full = Device(
         index=0,
         uuid="GPU-a",
         name="Tesla P40",
-        pci_id="10de:1b38",
+        pci_id=catalog.find_gpu("p40").pci_ids[0],
         capability=str(Capability(6, 1)),
         throttle_reasons=(),
         processes=(Process(1, "compute", 1, "a", 1),),
         missing={"device": Missing("TIMED_OUT", "")},
-        **{reading.field: 1 for reading in metrics.READINGS},  # type: ignore[arg-type]
+        **values,
     )
     other = Device(index=1, uuid="GPU-b")
     found = Snapshot(1.0, 0.1, devices=(full, other), xids=(Xid(0, 79, 1, 1.0),))

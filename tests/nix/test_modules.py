@@ -299,7 +299,7 @@ def ask(
     """What machines with these cards, and an engine switched on, say. In one evaluation."""
     asked = folder / "questions.json"
     asked.write_text(json.dumps(questions))
-    return outputs.evaluate(  # type: ignore[no-any-return]
+    found: list[dict[str, Any]] = outputs.evaluate(
         f"""
         let
           evaluate = question:
@@ -332,6 +332,7 @@ def ask(
         map evaluate (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
         """
     )
+    return found
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,10 @@ ONE_OF_EACH = list({gpu.capability: gpu for gpu in CARDS}.values())
 @pytest.fixture(scope="session")
 def packages(outputs: Outputs) -> Packages:
     """What every package was made from, by its name."""
-    return without_store(  # type: ignore[no-any-return]
+    found: Packages = without_store(
         outputs.evaluate("builtins.mapAttrs (_: one: one.recorded) flake.packages.x86_64-linux")
     )
+    return found
 
 
 def expected_names(gpu: Gpu) -> set[str]:
@@ -190,7 +191,7 @@ def test_a_triton_without_patches_is_refused(outputs: Outputs) -> None:
 @pytest.fixture(scope="session")
 def wheels(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
     """What is asked of PyPI for each card: the arguments of fetchPypi, or a patched wheel."""
-    return outputs.evaluate(  # type: ignore[no-any-return]
+    found: dict[str, list[dict[str, Any]]] = outputs.evaluate(
         """
         let
           packages = flake.packages.x86_64-linux;
@@ -204,6 +205,7 @@ def wheels(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
         }) wheels)
         """
     )
+    return found
 
 
 @pytest.mark.parametrize("gpu", ONE_OF_EACH, ids=lambda gpu: gpu.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,16 @@ from jsonschema import Draft202012Validator
 
 from legacy_cuda import catalog
 from legacy_cuda.catalog import CatalogError
-from legacy_cuda.catalog.estimates import arithmetic, overhead
-from legacy_cuda.catalog.models import find_format, find_mix, find_model, formats, mixes, models
+from legacy_cuda.catalog.estimates import Kind, arithmetic, overhead
+from legacy_cuda.catalog.models import (
+    ModelShape,
+    find_format,
+    find_mix,
+    find_model,
+    formats,
+    mixes,
+    models,
+)
 from legacy_cuda.planner import plan
 from legacy_cuda.planner.model import Model
 from legacy_cuda.planner.notes import notes_of
@@ -39,9 +48,9 @@ def model(name: str, mix: str = "Q4_K_M") -> Model:
 SEVENTY = model("llama-3.3-70b")
 
 
-def where(*names: str, **options: object) -> tuple[plan.Device, ...]:
+def where(*names: str, **options: Any) -> tuple[plan.Device, ...]:
     cards = [catalog.find_gpu(name) for name in names]
-    return plan.devices(cards, overhead((12, 4)), **options)  # type: ignore[arg-type]
+    return plan.devices(cards, overhead((12, 4)), **options)
 
 
 # --- the catalog ---------------------------------------------------------------------------------
@@ -87,20 +96,19 @@ def test_formats() -> None:
     [item for item in models() if not item.experts and item.embedding % 256 == 0][::4],
     ids=lambda item: item.name,
 )
-def test_mixes_are_listed_best_first(known: object) -> None:
+def test_mixes_are_listed_best_first(known: ModelShape) -> None:
     """Where rows fill the blocks of every format."""
     sizes = [
-        model_of(known, mix).bytes  # type: ignore[arg-type]
-        for mix in mixes().values()
-        if mix.name not in ("F32", "MXFP4")
+        model_of(known, mix).bytes for mix in mixes().values() if mix.name not in ("F32", "MXFP4")
     ]
     assert sizes == sorted(sizes, reverse=True)
 
 
 @pytest.mark.parametrize("gpu", LEGACY, ids=lambda item: item.name)
 def test_every_card_has_an_estimate(gpu: catalog.Gpu) -> None:
-    for kind in ("few bits", "quantised", "16-bit"):
-        how = arithmetic(gpu.capability, kind)  # type: ignore[arg-type]
+    kinds: tuple[Kind, ...] = ("few bits", "quantised", "16-bit")
+    for kind in kinds:
+        how = arithmetic(gpu.capability, kind)
         assert how is not None
         assert how.decode[0] < how.decode[1] <= 1 and how.prefill[0] < how.prefill[1]
     for stack in catalog.stacks():
@@ -215,7 +223,7 @@ def test_the_measured_p40_lies_inside_its_range() -> None:
     st.sampled_from(["F16", "Q8_0", "Q4_0"]),
 )
 def test_what_must_hold(
-    known: object,
+    known: ModelShape,
     mix: str,
     cards: list[catalog.Gpu],
     context: int,
@@ -223,7 +231,7 @@ def test_what_must_hold(
     unified: bool,
     form: str,
 ) -> None:
-    made = model_of(known, find_mix(mix))  # type: ignore[arg-type]
+    made = model_of(known, find_mix(mix))
     cache = formats()[form]
     asked = Settings(
         context=context, parallel=parallel, unified=unified, keys=cache, values=cache, flash=True

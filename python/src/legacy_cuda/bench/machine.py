@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from legacy_cuda import hardware
+from legacy_cuda.doctor.probes.driver import RELEASE_LINE
 from legacy_cuda.errors import UserError
 
 PROC = Path("/proc")
@@ -36,8 +37,8 @@ def facts(serves: bool, proc: Path = PROC, sysfs: Path = hardware.SYSFS) -> dict
             found.update(gpus=[gpu.name for gpu in hardware.detect(sysfs)], gpus_unknown="")
         except UserError as error:
             found["gpus_unknown"] = error.what
-        version = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _read(proc / "driver/nvidia/version"))
-        found["driver"] = version[0] if version else None
+        version = RELEASE_LINE.search(_read(proc / "driver/nvidia/version"))
+        found["driver"] = version[1] if version else None
     return found
 
 

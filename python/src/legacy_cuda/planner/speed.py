@@ -114,4 +114,5 @@ def speed_of(
 
 
 def _per_second(seconds: list[float]) -> tuple[float, float]:
-    return tuple(1 / item if item else math.inf for item in seconds)  # type: ignore[return-value]
+    least, most = (1 / item if item else math.inf for item in seconds)
+    return least, most

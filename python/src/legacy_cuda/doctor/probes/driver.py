@@ -11,7 +11,8 @@ from legacy_cuda.doctor.place import Place
 VERSION = "/proc/driver/nvidia/version"
 MODULES = "/sys/module"
 SOURCES = "/usr/src"
-_FIRST = re.compile(r"^NVRM version:.*?\s(\d{3}\.\d+(?:\.\d+)?)\b", re.MULTILINE)
+#: In the text of VERSION: the module's line, with its release.
+RELEASE_LINE = re.compile(r"^NVRM version:.*?\s(\d{3}\.\d+(?:\.\d+)?)\b", re.MULTILINE)
 _RELEASE = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
 _FOLDER = re.compile(r"nvidia-(?:[a-z0-9-]+-)?(\d{3}\.\d+(?:\.\d+)?)")
 
@@ -22,7 +23,7 @@ def look(place: Place) -> DriverFacts:
     modules = tuple(name for name in place.names(MODULES, needed=True) if name.startswith("nvidia"))
     version: Fact[str] | None = None
     flavour: Fact[Flavour] | None = None
-    first = _FIRST.search(text or "")
+    first = RELEASE_LINE.search(text or "")
     if first is not None:
         version = Fact(first[1], VERSION)
         opened = "Open Kernel Module" in first[0]
