@@ -7,6 +7,7 @@ its files: tools/nixpkgs_attributes.py.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -60,7 +61,7 @@ def expected_names(gpu: Gpu) -> set[str]:
     names = {f"wheels-{gpu.name}", f"image-{gpu.name}-torch"}
     if "triton" in torch.facts.patched:
         names |= {f"torch-{gpu.name}", f"triton-{gpu.name}"}
-    offered = {"llama-cpp"} if stack_of(gpu, "llama-cpp") else set()
+    offered = {engine for engine in ("llama-cpp", "vllm") if stack_of(gpu, engine)}
     # nixpkgs has it, so there it need not be in a lock of ours
     if catalog.find_engine("ollama").rule(gpu.capability).verdict != "refused":
         offered.add("ollama")
@@ -130,9 +131,23 @@ def test_dependencies_of_the_command_line(packages: Packages) -> None:
     own = packages["legacy-cuda"]
     # a condition on the Python is one that nixpkgs' is too new for
     names = {canonical(Requirement(one).name) for one in wanted if ";" not in one}
-    removed = set(own["pythonRemoveDeps"])
-    assert removed == {"abi3info"} and removed < names
-    assert set(own["dependencies"]) == names - removed
+    assert set(own["dependencies"]) == names
+
+
+def test_what_nixpkgs_has_not_is_what_is_pinned(outputs: Outputs) -> None:
+    """abi3info: the version and a sha256 of requirements.txt."""
+    made = outputs.evaluate(
+        """
+        (flake.nixpkgs.legacyPackages.x86_64-linux.python3Packages.callPackage
+          (nix + "/../pkgs/abi3info/package.nix") { }).recorded.src.recorded
+        """
+    )
+    pinned = (ROOT / "python" / "requirements.txt").read_text()
+    lines = pinned[pinned.index("abi3info==") :].splitlines()
+    assert lines[0].split()[0] == f"abi3info=={made['version']}"
+    hashes = itertools.takewhile(lambda line: line.startswith(" "), lines[1:])
+    assert any(made["sha256"] in line for line in hashes)
+    assert made["format"] == "wheel"
 
 
 def test_triton_finds_its_programs_on_nixos(outputs: Outputs) -> None:
@@ -297,7 +312,12 @@ def test_images(packages: Packages) -> None:
         gpu = catalog.find_gpu(labels["dev.legacy-cuda.gpu"])
         assert labels["dev.legacy-cuda.capability"] == str(gpu.capability)
         assert gpu.product in labels["org.opencontainers.image.title"]
-        ports = {"torch": {}, "llama-cpp": {"8080/tcp": {}}, "ollama": {"11434/tcp": {}}}
+        ports = {
+            "torch": {},
+            "llama-cpp": {"8080/tcp": {}},
+            "ollama": {"11434/tcp": {}},
+            "vllm": {"8000/tcp": {}},
+        }
         assert config["ExposedPorts"] == ports[labels["dev.legacy-cuda.engine"]]
 
 

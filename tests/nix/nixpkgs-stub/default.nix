@@ -43,6 +43,8 @@ let
         );
     };
 
+  attributeOf = pythonVersion: "python" + builtins.replaceStrings [ "." ] [ "" ] pythonVersion;
+
   callPackage =
     pkgs: file: given:
     let
@@ -107,6 +109,8 @@ let
       writeShellScriptBin = name: text: record name { inherit text; };
       writeShellScript = name: text: record name { inherit text; };
       fetchurl = arguments: record "source" arguments;
+      fetchFromGitHub = arguments: record "source" arguments;
+      linkFarm = name: entries: record name { inherit entries; };
       symlinkJoin = arguments: record arguments.name arguments;
       runtimeShell = "/bin/sh";
       pkgsi686Linux = final // {
@@ -138,6 +142,7 @@ let
         plain "python${pythonVersion}"
         // {
           inherit pythonVersion;
+          sitePackages = "lib/python${pythonVersion}/site-packages";
           pkgs =
             lib.genAttrs [
               "isal"
@@ -156,6 +161,10 @@ let
             // {
               python.sitePackages = "lib/python${pythonVersion}/site-packages";
               buildPythonApplication = arguments: record arguments.pname arguments;
+              buildPythonPackage = arguments: record arguments.pname arguments;
+              callPackage = callPackage (final // final.${attributeOf pythonVersion}.pkgs);
+              ray = plain "ray";
+              requiredPythonModules = packages: packages ++ [ (plain "click") ];
               torch = overridable "torch" release.torch { };
               triton-cuda = overridable "triton" release.triton { };
             };
@@ -165,6 +174,13 @@ let
 
       stdenv = {
         is32bit = false;
+        # with what it is given itself, as in nixpkgs
+        mkDerivation =
+          function:
+          let
+            arguments = function arguments;
+          in
+          record arguments.pname arguments;
         cc = plain "gcc-wrapper" // {
           cc = plain "gcc" // {
             lib = plain "gcc-lib";
@@ -209,6 +225,8 @@ let
         };
     }
     // lib.genAttrs [
+      "autoAddDriverRunpath"
+      "cmake"
       "coreutils"
       "curl"
       "egl-gbm"
@@ -221,6 +239,7 @@ let
       "kmod"
       "litellm"
       "makeBinaryWrapper"
+      "ninja"
       "nvidia-vaapi-driver"
       "open-webui"
       "systemd"
