@@ -236,7 +236,7 @@ def test_every_lock_can_be_had(nix: Nix) -> None:
     names = nix.evaluate(
         'builtins.mapAttrs (_: lock: lock.name) (import (nix + "/catalog.nix")).locks'
     )
-    locks = {row.lock for row in (*catalog.stacks(), *recipes())}
+    locks = {stack.lock for stack in catalog.stacks()} | {recipe.lock for recipe in recipes()}
     assert names == {lock: lock for lock in locks}
 
 

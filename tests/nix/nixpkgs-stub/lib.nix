@@ -187,7 +187,7 @@ let
     lines = simple "strings" isString // {
       merge = _: concatStringsSep "\n";
     };
-    path = simple "path" (value: isPath value || isString value);
+    path = simple "path" (value: isPath value || isString value || value ? outPath);
     package = simple "package" (value: isAttrs value && value ? outPath);
     raw = simple "raw value" (_: true);
     enum =
