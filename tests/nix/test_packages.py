@@ -22,10 +22,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
 from legacy_cuda import catalog
+from legacy_cuda.build.patches import parse
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.catalog.locks import load_lock
 from legacy_cuda.catalog.patched import find_patched, patched
+from legacy_cuda.catalog.recipes import find_recipe
 from legacy_cuda.resolve import Stack, resolve
 from tests.nix.nixrun import ROOT, Outputs, without_store
 
@@ -193,6 +195,32 @@ def test_triton_is_patched_where_it_is_installed(packages: Packages) -> None:
         assert f" {module.source} " in install and f'/{module.target}"' in install
 
 
+def test_pytorch_is_patched_before_it_is_compiled(packages: Packages) -> None:
+    """nixos-25.11 has PyTorch 2.9.1; its patches are well formed, numbered, and all taken."""
+    folder = ROOT / "pkgs" / "torch" / "2.9.1"
+    paths = sorted(folder.iterdir())
+    assert [path.name[:5] for path in paths] == [f"{at:04}-" for at in range(1, len(paths) + 1)]
+    upstream, *ours = packages["torch-p40"]["patches"]
+    assert upstream == "/upstream.patch"
+    assert [Path(path).name for path in ours] == [path.name for path in paths]
+    # the series of the wheels' version, carried over: the same names, for the same capabilities
+    for path in paths:
+        patch = parse(path.read_bytes(), path.name)
+        before = Path(catalog.DATA).parents[1] / "patches" / "torch" / "2.7.1" / path.name
+        assert patch.capabilities == parse(before.read_bytes(), path.name).capabilities
+        assert len(patch.why) > 20 and "2.9.1" in path.read_text().split("\n--- ")[0]
+
+
+def test_a_pytorch_without_patches_is_refused(outputs: Outputs) -> None:
+    said = outputs.fails(
+        """
+        (flake.nixpkgs.legacyPackages.x86_64-linux.callPackage
+          (nix + "/../pkgs/torch/package.nix") { triton = "triton"; }).recorded
+        """
+    )
+    assert "nixpkgs has PyTorch 2.12.0; there are patches for 2.9.1" in said
+
+
 def test_a_triton_without_patches_is_refused(outputs: Outputs) -> None:
     said = outputs.fails(
         """
@@ -201,6 +229,78 @@ def test_a_triton_without_patches_is_refused(outputs: Outputs) -> None:
         """
     )
     assert "nixpkgs has Triton 3.7.0; there are patches for 3.5.1" in said
+
+
+# vLLM ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def vllm(outputs: Outputs) -> dict[str, Any]:
+    """Of a P40 and a P100: the wheel, and the environments with it."""
+    found: dict[str, Any] = without_store(
+        outputs.evaluate(
+            """
+            builtins.mapAttrs (_: made: {
+              wheel = removeAttrs made.wheel.recorded [ "attributes" ] // {
+                attributes = removeAttrs made.wheel.recorded.attributes [ "src" ];
+                source = made.wheel.recorded.attributes.src.recorded;
+              };
+              inherit (made.recorded) script;
+              ray = made.withRay.recorded.script;
+              files = map (one: { inherit (one) file requirement; }) made.files;
+              python = made.python.pythonVersion;
+            }) { p40 = flake.packages.x86_64-linux.vllm-p40;
+                 p100 = flake.packages.x86_64-linux.vllm-p100; }
+            """
+        )
+    )
+    return found
+
+
+@pytest.mark.parametrize(("gpu", "architectures"), [("p40", "61-real"), ("p100", "60-real")])
+def test_vllm_is_compiled_as_the_recipe_says(
+    vllm: dict[str, Any], gpu: str, architectures: str
+) -> None:
+    """The sources by their sha256, every patch, the variables with the card's code filled in; CUDA
+    of nixpkgs."""
+    recipe = find_recipe("vllm")
+    wheel = vllm[gpu]["wheel"]
+    made, script = wheel["attributes"], wheel["script"]
+    sdist = recipe.sdist
+    assert wheel["source"] == {
+        "pname": sdist.package,
+        "version": sdist.version,
+        "sha256": sdist.sha256,
+    }
+    for name, text in recipe.environment.items():
+        assert made[name] == text.format(architectures=architectures, build="build-temp")
+    for setting in recipe.settings.values():
+        assert setting.format(architectures=architectures, build="build-temp") in script
+    folder = Path(catalog.DATA).parents[1] / "patches" / "vllm" / recipe.version
+    for patch in folder.iterdir():
+        assert f"{patch.name} " in script or f"{patch.name};" in script
+    assert "cuda-12.6" in made["CUDA_HOME"] and made["CXX"] == "/gcc-for-cuda-12.6/bin/c++"
+    assert made["requiredSystemFeatures"] == ["big-parallel"]
+
+
+def test_vllm_has_the_wheels_of_its_lock(vllm: dict[str, Any]) -> None:
+    """And the compiled one. Ray lies beside them for several machines, and behind them."""
+    found = vllm["p40"]
+    lock = {
+        file.name
+        for package in load_lock("vllm-0.14.0").packages
+        for file in package.files
+        if found["python"] in file.pythons
+    }
+    patched_files = {one["file"].replace("+legacy.1", "") for one in found["files"]}
+    assert patched_files - lock == {"vllm-0.14.0-cp38-abi3-linux_x86_64.whl"}
+    assert lock <= patched_files
+    changed = {one["requirement"] for one in found["files"] if "+" in one["requirement"]}
+    assert changed == {"torch==2.7.1+legacy.1", "triton==3.3.1+legacy.1"}
+    assert "beside.pth" not in found["script"]
+    site = f"lib/python{found['python']}/site-packages"
+    for package in ("ray", "click"):
+        assert f'echo {package}/{site} >> "$out/{site}/beside.pth"\n' in found["ray"]
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ let
           arguments
           // change {
             inherit version;
+            patches = [ "/upstream.patch" ];
             postInstall = "upstream's\n";
           }
         );

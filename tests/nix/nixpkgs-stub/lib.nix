@@ -382,6 +382,8 @@ let
       else
         text;
     mapAttrs = builtins.mapAttrs;
+    filterAttrs =
+      keep: set: genAttrs (filter (name: keep name set.${name}) (attrNames set)) (name: set.${name});
     versionOlder = a: b: compareVersions a b < 0;
     versionAtLeast = a: b: compareVersions a b >= 0;
     getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
