@@ -13,6 +13,8 @@ let
   );
   # all in one output
   member = name: {
+    type = "derivation";
+    inherit name;
     outPath = "/${name}-${version}";
     outputs = [ "out" ];
     out = "/${name}-${version}";

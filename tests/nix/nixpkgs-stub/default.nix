@@ -125,6 +125,21 @@ let
         type = lib.types.anything;
         generate = name: value: record name { inherit value; };
       };
+      formats.ini = _: {
+        type = lib.types.attrsOf (lib.types.attrsOf lib.types.anything);
+        generate = name: value: record name { inherit value; };
+      };
+      writeText = name: text: record name { inherit text; };
+      nix = plain "nix" // {
+        version = "2.31";
+        out = plain "nix";
+      };
+      bzip2 = plain "bzip2" // {
+        bin = plain "bzip2-bin";
+      };
+      prometheus = plain "prometheus" // {
+        cli = plain "prometheus-cli";
+      };
       fetchPypi = arguments: record "${arguments.pname}-${arguments.version}.whl" arguments;
       dockerTools = {
         streamLayeredImage = arguments: record arguments.name arguments // arguments.passthru or { };
@@ -237,10 +252,13 @@ let
       "findutils"
       "gawk"
       "gnused"
+      "grafana"
       "kmod"
       "litellm"
+      "lndir"
       "makeBinaryWrapper"
       "ninja"
+      "nix-serve"
       "nvidia-vaapi-driver"
       "open-webui"
       "systemd"

@@ -22,6 +22,15 @@ in
 {
   imports = builtins.attrValues upstream;
 
+  # any numbers
+  config.ids = {
+    uids = {
+      grafana = 1;
+      prometheus = 2;
+    };
+    gids.prometheus = 2;
+  };
+
   options = {
     assertions = list;
     warnings = strings;
@@ -32,6 +41,11 @@ in
       distributedBuilds = off;
       buildMachines = option (types.listOf types.attrs) [ ];
       settings = option (types.attrsOf types.anything) { };
+      package = option types.package pkgs.nix;
+    };
+    ids = {
+      uids = anything;
+      gids = anything;
     };
     nixpkgs.config = anything;
     fileSystems = anything;
