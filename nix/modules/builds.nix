@@ -37,7 +37,7 @@ in
             sshKey = mkOption {
               type = types.nullOr types.str;
               default = null;
-              example = "/root/.ssh/builds";
+              example = "/var/lib/secrets/ssh";
               description = "The private key for it, a file of this machine.";
             };
             maxJobs = mkOption {
@@ -53,7 +53,7 @@ in
         {
           hostName = "10.0.0.1";
           sshUser = "builds";
-          sshKey = "/root/.ssh/builds";
+          sshKey = "/var/lib/secrets/ssh";
         }
       ];
       description = "Machines that compile for this one.";
@@ -63,7 +63,7 @@ in
       type = types.attrsOf types.str;
       default = { };
       example = {
-        "http://10.0.0.1:5000" = "builds-1:bXkgcHVibGljIGtleQ==";
+        "http://example.org:5000" = "builds-1:bXkgcHVibGljIGtleQ==";
       };
       description = "Where to fetch what was compiled elsewhere: addresses and their public keys.";
     };

@@ -32,8 +32,8 @@ from tests.nix.hosts import TEMPLATES, Host, evaluate_templates
 from tests.nix.nixrun import ROOT, Outputs, as_nix, without_store
 
 MODULES = ROOT / "nix" / "modules"
-SERVED = {"ollama", "llama-cpp", "vllm"}
-UNITS = {"ollama", "llama-cpp", "legacy-cuda-vllm"}
+# engines of which there is a service, and its unit
+SERVED = {"ollama": "ollama", "llama-cpp": "llama-cpp", "vllm": "legacy-cuda-vllm"}
 ENGINES = [engine.name for engine in catalog.engines() if engine.name != "torch"]
 
 HELPERS = f"""
@@ -266,7 +266,7 @@ def more_hosts(outputs: Outputs) -> dict[str, Host]:
           built-for = {{
             services.legacy-cuda.builds = {{
               machines = [ {{ hostName = "10.0.0.1"; sshUser = "builds"; }} ];
-              caches."http://10.0.0.1:5000" = "builds-1:a2V5";
+              caches."http://example.org:5000" = "builds-1:a2V5";
             }};
           }};
         }}
@@ -450,7 +450,7 @@ def test_builds(more_hosts: dict[str, Host]) -> None:
     # what PyTorch's and vLLM's packages ask for
     assert machine["supportedFeatures"] == ["big-parallel"]
     assert other["nix"]["settings"]["builders-use-substitutes"] is True
-    assert "http://10.0.0.1:5000" in other["nix"]["settings"]["substituters"]
+    assert "http://example.org:5000" in other["nix"]["settings"]["substituters"]
     assert "builds-1:a2V5" in other["nix"]["settings"]["trusted-public-keys"]
 
 
@@ -514,7 +514,7 @@ def test_options_of_this_nixos_and_of_a_later_one(outputs: Outputs, later: bool)
 def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
     """One that starts earlier stays on the CPU and does not say so."""
     for host in hosts.values():
-        for name in UNITS & set(host["units"]):
+        for name in set(SERVED.values()) & set(host["units"]):
             unit = host["units"][name]
             assert unit["requires"] == ["legacy-cuda-ready.service"]
             assert "legacy-cuda-ready.service" in unit["after"]
@@ -549,6 +549,8 @@ def test_every_card(outputs: Outputs, tmp_path: Path) -> None:
         elif engine and engine not in SERVED:
             expected.append(f"services.legacy-cuda.{engine}: there is no service of it yet")
         assert sorted(host["failed"]) == sorted(expected), (names, engine)
+        started = {SERVED[engine]} if engine in SERVED and not expected else set()
+        assert set(host["units"]) & set(SERVED.values()) == started, (names, engine)
     assert refused > len(catalog.gpus())
 
 
@@ -585,6 +587,8 @@ def ask(
               failed = map (one: one.message) failed;
               inherit (config.hardware.legacy-cuda) branch;
               inherit (config.hardware.nvidia) open;
+              # as they are only where nothing failed
+              units = if failed == [ ] then builtins.attrNames config.systemd.services else [ ];
             }};
         in
         map evaluate (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
