@@ -21,6 +21,5 @@ if [ "${#ids[@]}" -ne 1 ]; then
   echo "cards for ${#ids[@]} states are there, and nvidia-pstated takes those of one" >&2
   exit 1
 fi
-for state in "${!ids[@]}"; do
-  exec "$pstated" --ids "${ids[$state]}" --performance-state-low "$state"
-done
+found=("${!ids[@]}")
+exec "$pstated" --ids "${ids[${found[0]}]}" --performance-state-low "${found[0]}"

@@ -3,7 +3,6 @@
 # this nixpkgs' CUDA.
 {
   lib,
-  runCommand,
   symlinkJoin,
   fetchPypi,
   cmake,
@@ -49,46 +48,53 @@ let
   };
   file = "${recipe.package}-${recipe.version}-cp38-abi3-linux_x86_64.whl";
 in
-runCommand file
-  (
-    lib.mapAttrs (_: filled) recipe.environment
-    // {
-      src = fetchPypi {
-        pname = recipe.sdist.package;
-        inherit (recipe.sdist) version sha256;
-      };
-      nativeBuildInputs = [
-        # before those of the wheels, which are for other distributions
-        cmake
-        ninja
-        toolkit
-        environment
-      ];
-      CUDA_HOME = toolkit;
-      # the newest compiler that this CUDA takes
-      CC = "${cudaPackages.backendStdenv.cc}/bin/cc";
-      CXX = "${cudaPackages.backendStdenv.cc}/bin/c++";
-      CUDAHOSTCXX = "${cudaPackages.backendStdenv.cc}/bin/c++";
-      passthru = {
-        inherit file recipe;
-      };
-      requiredSystemFeatures = [ "big-parallel" ];
-      meta = {
-        description = recipe.summary;
-        license = lib.licenses.asl20;
-        platforms = [ "x86_64-linux" ];
-      };
-    }
-  )
-  ''
-    export HOME="$TMPDIR" MAX_JOBS="$NIX_BUILD_CORES"
-    tar --extract --file "$src"
-    cd ${recipe.package}-${recipe.version}
-    # Exactly or not at all.
-    for patch in ${lib.concatStringsSep " " (map toString patches)}; do
-      patch --strip=1 --fuzz=0 --no-backup-if-mismatch < "$patch"
-    done
-    python setup.py ${option "--global-option"} \
-      bdist_wheel ${option "--build-option"} --dist-dir dist
-    mv dist/${file} "$out"
-  ''
+cudaPackages.backendStdenv.mkDerivation (
+  lib.mapAttrs (_: filled) recipe.environment
+  // {
+    name = file;
+
+    src = fetchPypi {
+      pname = recipe.sdist.package;
+      inherit (recipe.sdist) version sha256;
+    };
+
+    nativeBuildInputs = [
+      # before those of the wheels, which are for other distributions
+      cmake
+      ninja
+      toolkit
+      environment
+    ];
+
+    CUDA_HOME = toolkit;
+    # the newest compiler that this CUDA takes
+    CUDAHOSTCXX = "${cudaPackages.backendStdenv.cc}/bin/c++";
+    # Where libraries are is in the recipe. In a wheel, Nix would not see a path of its store.
+    NIX_DONT_SET_RPATH = "1";
+
+    buildCommand = ''
+      export HOME="$TMPDIR" MAX_JOBS="$NIX_BUILD_CORES"
+      tar --extract --file "$src"
+      cd ${recipe.package}-${recipe.version}
+      # Exactly or not at all.
+      for patch in ${lib.concatMapStringsSep " " (patch: "${patch}") patches}; do
+        patch --strip=1 --fuzz=0 --no-backup-if-mismatch < "$patch"
+      done
+      python setup.py ${option "--global-option"} \
+        bdist_wheel ${option "--build-option"} --dist-dir dist
+      mv dist/${file} "$out"
+    '';
+
+    requiredSystemFeatures = [ "big-parallel" ];
+
+    passthru = {
+      inherit file recipe;
+    };
+
+    meta = {
+      description = recipe.summary;
+      license = lib.licenses.asl20;
+      platforms = [ "x86_64-linux" ];
+    };
+  }
+)

@@ -2,6 +2,7 @@
 {
   lib,
   config,
+  stdenv,
   manifests,
 }:
 let
@@ -34,7 +35,10 @@ in
   libcurand = member "libcurand";
   libcusolver = member "libcusolver";
   libcusparse = member "libcusparse";
-  backendStdenv.cc = "/gcc-for-cuda-${version}";
+  backendStdenv = stdenv // {
+    outPath = "/backend-stdenv";
+    cc = "/gcc-for-cuda-${version}";
+  };
   flags =
     if tooOld != [ ] then
       throw "Requested CUDA capabilities which are too old for CUDA ${version}: ${toString tooOld}"

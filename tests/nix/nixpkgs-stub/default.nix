@@ -190,13 +190,13 @@ let
 
       stdenv = {
         is32bit = false;
-        # with what it is given itself, as in nixpkgs
+        # a function is called with its own result, as in nixpkgs
         mkDerivation =
-          function:
+          given:
           let
-            arguments = function arguments;
+            arguments = if builtins.isFunction given then given arguments else given;
           in
-          record arguments.pname arguments;
+          record (arguments.name or arguments.pname) arguments // arguments.passthru or { };
         cc = plain "gcc-wrapper" // {
           cc = plain "gcc" // {
             lib = plain "gcc-lib";
