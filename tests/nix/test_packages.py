@@ -382,7 +382,13 @@ def test_packages_for_cards_together(outputs: Outputs) -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "engine"),
-    [(["k80"], "ollama"), (["gtx750ti"], "llama-cpp"), (["p40", "rtx5090"], "ollama")],
+    [
+        (["k80"], "ollama"),
+        (["gtx750ti"], "llama-cpp"),
+        (["p40", "rtx5090"], "ollama"),
+        (["m40"], "vllm"),
+        (["v100"], "vllm"),
+    ],
 )
 def test_a_refusal_has_the_words_of_the_resolver(
     outputs: Outputs, gpus: list[str], engine: str

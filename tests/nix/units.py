@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-
 # of systemd 254; a unit of NixOS's has them, and an older systemd passes over them
 _NEWER = ("RestartMaxDelaySec", "RestartSteps")
 
