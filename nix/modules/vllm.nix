@@ -101,6 +101,8 @@ let
         "@system-service"
         "~@privileged"
       ];
+      # an error, not the end: PyTorch and Ray try what they may not
+      SystemCallErrorNumber = "EPERM";
     };
   };
 in

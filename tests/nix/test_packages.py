@@ -281,6 +281,16 @@ def test_vllm_is_compiled_as_the_recipe_says(
     assert made["requiredSystemFeatures"] == ["big-parallel"]
 
 
+def test_vllm_for_two_capabilities_in_one_machine(outputs: Outputs) -> None:
+    found = outputs.evaluate(
+        """
+        let inherit (flake.lib.packagesFor [ "p40" "p100" ]) vllm; in
+        vllm.wheel.recorded.CUDAARCHS
+        """
+    )
+    assert found == "60-real;61-real"
+
+
 def test_vllm_has_the_wheels_of_its_lock(vllm: dict[str, Any]) -> None:
     """And the compiled one. Ray lies beside them for several machines, and behind them."""
     found = vllm["p40"]
