@@ -441,7 +441,9 @@ def test_compose_files(outputs: Outputs, packages: Packages) -> None:
         """
         let packages = flake.packages.x86_64-linux; in
         builtins.mapAttrs (_: image: image.compose.recorded.value)
-          { inherit (packages) image-p40-ollama image-k80-llama-cpp image-v100-torch; }
+          {
+            inherit (packages) image-p40-ollama image-k80-llama-cpp image-v100-torch image-p40-vllm;
+          }
         """
     )
     for image, file in files.items():
