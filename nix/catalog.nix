@@ -31,6 +31,7 @@ let
 
   gpuList = (read "gpus").gpu;
   stackList = (read "stacks").stack;
+  recipeList = (read "recipes").recipe;
 
   # A name wins over another card's alias; of cards that share a PCI id, the first one wins.
   index = listToAttrs (
@@ -52,7 +53,9 @@ in
   capabilities = by "capability" (read "capabilities").capability;
   toolkits = by "version" (read "toolkits").toolkit;
   engines = by "name" (read "engines").engine;
-  locks = listToAttrs (map (stack: pair stack.lock (read "locks/${stack.lock}")) stackList);
+  recipes = by "package" recipeList;
+  # of the stacks, and of what is compiled for them
+  locks = listToAttrs (map (row: pair row.lock (read "locks/${row.lock}")) (stackList ++ recipeList));
 
   # The card of that name, alias, product name or PCI id ("10de:1b38").
   findGpu = text: index.${normal text} or (throw "no GPU called \"${text}\" is in the catalog");

@@ -58,4 +58,31 @@
         "http://127.0.0.1:11434/api/version"
       ];
     };
+
+  vllm =
+    { program, curl, ... }:
+    {
+      Entrypoint = [
+        "${program}/bin/vllm"
+        "serve"
+        "--host"
+        "0.0.0.0"
+        "--port"
+        "8000"
+        "--enforce-eager"
+      ];
+      ports = [ 8000 ];
+      environment = {
+        HF_HOME = "/models";
+        VLLM_NO_USAGE_STATS = "1";
+        VLLM_WORKER_MULTIPROC_METHOD = "spawn";
+      };
+      seconds = 30;
+      health = [
+        curl
+        "--fail"
+        "--silent"
+        "http://127.0.0.1:8000/health"
+      ];
+    };
 }

@@ -37,19 +37,30 @@ let
       pkgs = cuda.importFor release wanted;
       # The release with PyTorch and Triton that patches of ours are nearest to.
       sources = cuda.importFor nixpkgs-25_11 wanted;
-      python = pythonOf pkgs stack;
       legacy-cuda = pkgs.callPackage ../pkgs/legacy-cuda/package.nix { };
+      # The wheels of a lock for a Python, with what was compiled for the cards.
+      environment =
+        stack: more:
+        let
+          python = pythonOf pkgs stack;
+        in
+        pkgs.callPackage ../pkgs/wheels/package.nix (
+          {
+            inherit python legacy-cuda stack;
+            gpu = head gpus;
+            wheels = locks.wheelsFor catalog.locks.${stack.lock} python.pythonVersion;
+            # a lock may have packages of another one with the same patches
+            patched = filter (
+              row: elem row.package stack.patched && elem row.version (versionsOf stack.lock row.package)
+            ) catalog.patchedList;
+          }
+          // more
+        );
+      vllm = stacks.resolveFor "vllm" gpus;
     in
     {
       inherit pkgs;
-      wheels = pkgs.callPackage ../pkgs/wheels/package.nix {
-        inherit python legacy-cuda stack;
-        gpu = head gpus;
-        wheels = locks.wheelsFor catalog.locks.${stack.lock} python.pythonVersion;
-        patched = filter (
-          row: row.lock or "" == stack.lock && elem row.package stack.patched
-        ) catalog.patchedList;
-      };
+      wheels = environment stack { };
       llama-cpp = pkgs.callPackage ../pkgs/llama-cpp/package.nix { };
       ollama = pkgs.callPackage ../pkgs/ollama/package.nix { };
     }
@@ -64,6 +75,47 @@ let
         }
       else
         { }
+    )
+    // (
+      if vllm ? stack then
+        let
+          recipe = catalog.recipes.vllm;
+          wheel = pkgs.callPackage ../pkgs/vllm/package.nix {
+            inherit recipe;
+            environment = environment {
+              stack = "build-vllm";
+              inherit (recipe) lock;
+              inherit (catalog.locks.${recipe.lock}) pythons;
+              patched = [ ];
+            } { };
+          };
+          compiled = [
+            {
+              name = recipe.package;
+              inherit (recipe) version;
+              inherit (wheel) file;
+              path = wheel;
+            }
+          ];
+        in
+        {
+          vllm = environment vllm { inherit compiled; } // {
+            inherit wheel;
+            # for several machines
+            withRay = environment vllm {
+              inherit compiled;
+              beside = [ (pythonOf pkgs vllm).pkgs.ray ];
+            };
+          };
+        }
+      else
+        { }
+    );
+
+  versionsOf =
+    lock: name:
+    map (package: package.version) (
+      filter (package: package.name == name) catalog.locks.${lock}.package
     );
 
   # One set for each capability; cards of the same one share it.
@@ -81,6 +133,7 @@ let
     "torch"
     "llama-cpp"
     "ollama"
+    "vllm"
   ];
 
   # Null where the flake has the engine for these GPUs, else the resolver's refusal.
@@ -98,7 +151,7 @@ let
   packageOf = set: engine: if engine == "torch" then set.wheels else set.${engine};
 in
 rec {
-  inherit refusalOf;
+  inherit engines refusalOf;
 
   # nixpkgs with these packages for cards in one machine, by their names. An engine that is refused
   # says so when it is asked for.

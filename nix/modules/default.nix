@@ -10,13 +10,17 @@ let
   hardware = part "hardware" [ ];
   parts = {
     inherit hardware;
+    builds = part "builds" [ ];
     gateway = part "gateway" [
       parts.ollama
       parts.llama-cpp
+      parts.vllm
     ];
     llama-cpp = part "llama-cpp" [ hardware ];
+    monitoring = part "monitoring" [ hardware ];
     ollama = part "ollama" [ hardware ];
     refused = part "refused" [ hardware ];
+    vllm = part "vllm" [ hardware ];
     web-ui = part "web-ui" [ parts.gateway ];
   };
 in

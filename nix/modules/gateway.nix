@@ -10,18 +10,30 @@ let
 
   listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.gateway;
-  inherit (config.services.legacy-cuda) ollama llama-cpp;
+  inherit (config.services.legacy-cuda) ollama llama-cpp vllm;
+  # a worker of a cluster answers nobody
+  vllmServes = vllm.enable && vllm.cluster.role != "worker";
+  # llama.cpp and vLLM speak the same protocol.
+  openai = name: model: service: {
+    model_name = name;
+    litellm_params = {
+      model = "openai/${model}";
+      api_base = "${listen.at service}/v1";
+      # the client of this protocol wants one
+      api_key = "none";
+    };
+  };
 in
 {
   options.services.legacy-cuda.gateway = listen.options 4000 // {
-    enable = lib.mkEnableOption "LiteLLM in front of Ollama and llama.cpp of this machine";
+    enable = lib.mkEnableOption "LiteLLM in front of Ollama, llama.cpp and vLLM of this machine";
   };
 
   config = mkIf cfg.enable {
     assertions = [
       {
-        assertion = llama-cpp.enable || (ollama.enable && ollama.models != [ ]);
-        message = "services.legacy-cuda.gateway: nothing to offer; switch llama-cpp on, or ollama with models";
+        assertion = llama-cpp.enable || vllmServes || (ollama.enable && ollama.models != [ ]);
+        message = "services.legacy-cuda.gateway: nothing to offer; switch llama-cpp or vllm on, or ollama with models";
       }
     ];
 
@@ -38,15 +50,8 @@ in
             };
           }) ollama.models
         )
-        ++ lib.optional llama-cpp.enable {
-          model_name = "llama-cpp";
-          litellm_params = {
-            model = "openai/llama-cpp";
-            api_base = "${listen.at llama-cpp}/v1";
-            # the client of this protocol wants one
-            api_key = "none";
-          };
-        };
+        ++ lib.optional llama-cpp.enable (openai "llama-cpp" "llama-cpp" llama-cpp)
+        ++ lib.optional vllmServes (openai vllm.model vllm.model vllm);
     };
 
     # What NixOS's module leaves open; it needs no device and no privilege.

@@ -91,6 +91,10 @@ let
     )) card
   ) (lib.filter (card: isGuarded card.name) each);
 
+  idling = lib.concatMap (card: argument card.idle_pstate card) (
+    lib.filter (card: cfg.idlePower.enable && lib.elem card.name cfg.idlePower.cards) each
+  );
+
   script =
     name: runtimeInputs:
     lib.getExe (
@@ -202,6 +206,31 @@ in
       };
     };
 
+    idlePower = {
+      enable = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Put a card into a state that saves power while it computes nothing, although a model lies in
+          its memory (nvidia-pstated). A P40 takes about 50 W then by itself.
+        '';
+      };
+
+      package = mkOption {
+        type = types.package;
+        default = pkgs.callPackage ../../pkgs/nvidia-pstated/package.nix { };
+        defaultText = lib.literalMD "nvidia-pstated";
+        description = "The nvidia-pstated to run.";
+      };
+
+      cards = mkOption {
+        type = types.listOf (types.enum cfg.gpus);
+        default = map (card: card.name) (lib.filter (card: card ? idle_pstate) each);
+        defaultText = lib.literalMD "cards that have such a state, as far as the catalog knows";
+        description = "Names of the cards. One with a single state is not served by it.";
+      };
+    };
+
     notes = mkOption {
       type = types.listOf types.str;
       readOnly = true;
@@ -230,6 +259,10 @@ in
         message = "driver branch ${cfg.branch} does not compile on Linux ${config.boot.kernelPackages.kernel.version}: ${branch.kernel_note or ""}";
       }
     ]
+    ++ map (name: {
+      assertion = !cfg.idlePower.enable || catalog.gpus.${name} ? idle_pstate;
+      message = "hardware.legacy-cuda.idlePower.cards: no state of a ${catalog.gpus.${name}.product} that saves power is known";
+    }) cfg.idlePower.cards
     ++ lib.mapAttrsToList (name: watts: {
       assertion = lib.elem name cfg.gpus;
       message = "hardware.legacy-cuda.powerLimits.${name}: there is no such card in hardware.legacy-cuda.gpus";
@@ -332,6 +365,28 @@ in
               nvidia-smi
             ]
             ++ guarded
+          );
+          Restart = "always";
+          RestartSec = 10;
+        };
+      };
+
+      legacy-cuda-idle-power = mkIf (idling != [ ]) {
+        description = "Performance states of NVIDIA cards that are idle";
+        wantedBy = [ "multi-user.target" ];
+        requires = [ "legacy-cuda-ready.service" ];
+        after = [ "legacy-cuda-ready.service" ];
+        # nvidia-pstated opens the driver's libraries by their names.
+        environment.LD_LIBRARY_PATH = "${pkgs.addDriverRunpath.driverLink}/lib";
+        serviceConfig = hardening // {
+          DynamicUser = true;
+          ExecStart = lib.concatStringsSep " " (
+            [
+              (script "idle-power" [ ])
+              nvidia-smi
+              (lib.getExe cfg.idlePower.package)
+            ]
+            ++ idling
           );
           Restart = "always";
           RestartSec = 10;

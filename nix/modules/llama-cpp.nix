@@ -14,6 +14,7 @@ let
   inherit (lib) mkIf mkOption types;
 
   listen = import ./listen.nix lib;
+  flags = import ./flags.nix lib;
   cfg = config.services.legacy-cuda.llama-cpp;
   inherit (config.hardware.legacy-cuda) gpus;
   refusal = if gpus == [ ] then null else packaged.refusalOf "llama-cpp" gpus;
@@ -36,26 +37,15 @@ let
     port = settings.port or cfg.port;
     model = settings.model or cfg.model;
     modelsDir = settings.models-dir or cfg.modelsDir;
-    extraFlags = lib.concatLists (
-      lib.mapAttrsToList flag (
-        builtins.removeAttrs settings [
-          "host"
-          "port"
-          "model"
-          "models-dir"
-        ]
-      )
+    extraFlags = flags (
+      builtins.removeAttrs settings [
+        "host"
+        "port"
+        "model"
+        "models-dir"
+      ]
     );
   };
-  # A list is its flag once for each item, `false` and null are none.
-  flag =
-    name: value:
-    if builtins.isList value then
-      lib.concatMap (flag name) value
-    else if value == null || value == false then
-      [ ]
-    else
-      [ "--${name}" ] ++ lib.optional (value != true) (toString value);
 in
 {
   options.services.legacy-cuda.llama-cpp = listen.options 8080 // {

@@ -109,6 +109,29 @@ in
           RestartSec = 10;
         };
       };
+
+      # NixOS's module leaves all of it open, and it only asks the server for something.
+      services.ollama-model-loader = mkIf (cfg.models != [ ]) {
+        serviceConfig =
+          builtins.removeAttrs (import ./hardening.nix) [
+            "DeviceAllow"
+            "MemoryDenyWriteExecute"
+          ]
+          // {
+            PrivateDevices = true;
+            PrivateNetwork = false;
+            IPAddressDeny = [ ];
+            RestrictAddressFamilies = [
+              "AF_INET"
+              "AF_INET6"
+              "AF_UNIX"
+            ];
+            SystemCallFilter = [
+              "@system-service"
+              "~@privileged"
+            ];
+          };
+      };
     };
 
     hardware.legacy-cuda.resumeRepair.units = [ "ollama.service" ];

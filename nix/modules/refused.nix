@@ -8,6 +8,7 @@ let
     "torch"
     "llama-cpp"
     "ollama"
+    "vllm"
   ];
   names = lib.filter (name: !lib.elem name served) (builtins.attrNames catalog.engines);
   answer =

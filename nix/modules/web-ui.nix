@@ -10,15 +10,18 @@ let
 
   listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.web-ui;
-  inherit (config.services.legacy-cuda) gateway ollama llama-cpp;
-  # The gateway has everything behind it; llama.cpp speaks the same protocol.
-  openai =
-    if gateway.enable then
-      gateway
-    else if llama-cpp.enable then
-      llama-cpp
-    else
-      null;
+  inherit (config.services.legacy-cuda)
+    gateway
+    ollama
+    llama-cpp
+    vllm
+    ;
+  # The gateway has everything behind it; vLLM and llama.cpp speak the same protocol.
+  openai = lib.findFirst (service: service.enable) null [
+    gateway
+    vllm
+    llama-cpp
+  ];
 in
 {
   options.services.legacy-cuda.web-ui = listen.options 3000 // {
@@ -28,7 +31,7 @@ in
   config = mkIf cfg.enable {
     assertions = [
       {
-        assertion = ollama.enable || llama-cpp.enable;
+        assertion = ollama.enable || openai != null;
         message = "services.legacy-cuda.web-ui: no engine of services.legacy-cuda is switched on";
       }
     ];

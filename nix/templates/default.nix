@@ -1,7 +1,7 @@
 {
   p40 = {
     path = ./p40;
-    description = "A host with a Tesla P40, without a display: Ollama and Open WebUI";
+    description = "A host with a Tesla P40, without a display: Ollama, Open WebUI and monitoring";
   };
   p4000-gtx1060 = {
     path = ./p4000-gtx1060;

@@ -15,7 +15,10 @@ python3Packages.buildPythonApplication {
 
   build-system = [ python3Packages.setuptools ];
 
-  dependencies = with python3Packages; [
+  dependencies = [
+    (python3Packages.callPackage ../abi3info/package.nix { })
+  ]
+  ++ (with python3Packages; [
     isal
     lz4
     nvidia-ml-py
@@ -27,11 +30,7 @@ python3Packages.buildPythonApplication {
     rich
     uv
     zstandard
-  ];
-
-  # nixpkgs has none. build/finish.py imports it, and nothing else does, when it looks into a wheel
-  # that says that it is for the stable ABI.
-  pythonRemoveDeps = [ "abi3info" ];
+  ]);
 
   pythonImportsCheck = [ "legacy_cuda" ];
 

@@ -20,6 +20,10 @@
   stack,
   wheels,
   patched,
+  # wheels that were compiled for the cards: { name, version, file, path }
+  compiled ? [ ],
+  # packages of nixpkgs that are found where a wheel does not have the same
+  beside ? [ ],
   # a card that it is for
   gpu,
 }:
@@ -52,7 +56,12 @@ let
         requirement = "${wheel.name}==${row.version}+${row.local}";
         path = made;
       };
-  files = map fetched wheels;
+  files =
+    map fetched wheels
+    ++ map (wheel: {
+      inherit (wheel) file path;
+      requirement = "${wheel.name}==${wheel.version}";
+    }) compiled;
 
   triton = import ../../nix/triton.nix {
     inherit lib stdenv cudaPackages;
@@ -98,6 +107,9 @@ runCommand "legacy-cuda-wheels-${stack.stack}"
         lib.escapeShellArgs (map (wheel: wheel.requirement) files)
       }
 
+    ${lib.concatMapStrings (package: ''
+      echo ${package}/${python.sitePackages} >> "$out/${python.sitePackages}/beside.pth"
+    '') (if beside == [ ] then [ ] else python.pkgs.requiredPythonModules beside)}
     # Programs name $out/bin/python in their first line, so this is what gets the libraries.
     mv "$out/bin/python" "$out/bin/.python-unwrapped"
     makeWrapper "$out/bin/.python-unwrapped" "$out/bin/python" \

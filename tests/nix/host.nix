@@ -55,6 +55,7 @@ in
       preStart
       script
       serviceConfig
+      unitConfig
       ;
   }) config.systemd.services;
   services = {
@@ -89,5 +90,29 @@ in
       "port"
       "environment"
     ] config.services.open-webui;
+    prometheus = pick [
+      "listenAddress"
+      "port"
+      "scrapeConfigs"
+      "ruleFiles"
+    ] config.services.prometheus;
+    grafana = pick [
+      "settings"
+      "provision"
+    ] config.services.grafana;
+    nix-serve = pick [
+      "bindAddress"
+      "port"
+      "secretKeyFile"
+    ] config.services.nix-serve;
   };
+  nix = {
+    inherit (config.nix) buildMachines distributedBuilds;
+    settings = builtins.intersectAttrs {
+      substituters = null;
+      trusted-public-keys = null;
+      builders-use-substitutes = null;
+    } config.nix.settings;
+  };
+  kept = map (package: package.name) config.system.extraDependencies;
 }

@@ -50,7 +50,7 @@ def _show(name: str, host: Host, folder: Path) -> None:
         if settings is not None:
             print(f"services.{service}: {without_store(settings)}")
     for unit, facts in host["units"].items():
-        if "ExecStart" in facts["serviceConfig"]:
+        if units.is_started(facts):
             print(f"--- {unit}.service, exposure {units.exposure(facts, unit, folder)}")
             print(without_store(units.render(facts)), end="")
 

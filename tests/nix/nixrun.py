@@ -94,11 +94,14 @@ NIXOS_25_11 = """\
 
 # Modules of NixOS that ours build on.
 UPSTREAM = {
+    "grafana": "nixos/modules/services/monitoring/grafana.nix",
     "llama-cpp": "nixos/modules/services/misc/llama-cpp.nix",
     "litellm": "nixos/modules/services/misc/litellm.nix",
+    "nix-serve": "nixos/modules/services/networking/nix-serve.nix",
     "nvidia": "nixos/modules/hardware/video/nvidia.nix",
     "ollama": "nixos/modules/services/misc/ollama.nix",
     "open-webui": "nixos/modules/services/misc/open-webui.nix",
+    "prometheus": "nixos/modules/services/monitoring/prometheus/default.nix",
 }
 
 

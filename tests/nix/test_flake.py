@@ -20,6 +20,7 @@ import pytest
 
 from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
+from legacy_cuda.catalog.recipes import recipes
 from legacy_cuda.resolve import Stack, resolve
 from tests.nix.nixrun import ROOT, Nix, Outputs, as_nix, without_store
 
@@ -235,7 +236,8 @@ def test_every_lock_can_be_had(nix: Nix) -> None:
     names = nix.evaluate(
         'builtins.mapAttrs (_: lock: lock.name) (import (nix + "/catalog.nix")).locks'
     )
-    assert names == {stack.lock: stack.lock for stack in catalog.stacks()}
+    locks = {stack.lock for stack in catalog.stacks()} | {recipe.lock for recipe in recipes()}
+    assert names == {lock: lock for lock in locks}
 
 
 def test_lib_needs_no_input(nix: Nix, flake: str) -> None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,16 @@ import pytest
 
 from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
+from legacy_cuda.cli import main
+from legacy_cuda.monitor import PORT
 from legacy_cuda.resolve import Refusal, drivers_for, resolve
 from tests.nix import units
 from tests.nix.hosts import TEMPLATES, Host, evaluate_templates
 from tests.nix.nixrun import ROOT, Outputs, as_nix, without_store
 
 MODULES = ROOT / "nix" / "modules"
-SERVED = {"ollama", "llama-cpp"}
+# engines of which there is a service, and its unit
+SERVED = {"ollama": "ollama", "llama-cpp": "llama-cpp", "vllm": "legacy-cuda-vllm"}
 ENGINES = [engine.name for engine in catalog.engines() if engine.name != "torch"]
 
 HELPERS = f"""
@@ -140,6 +146,15 @@ def test_the_p40_host(hosts: dict[str, Host]) -> None:
     )
     guard = without_store(host["units"]["legacy-cuda-thermal-guard"]["serviceConfig"])
     assert guard["ExecStart"].split()[2:] == [f"{pci}=85,180" for pci in gpu.pci_ids]
+    idle = without_store(host["units"]["legacy-cuda-idle-power"]["serviceConfig"])
+    assert idle["ExecStart"].split()[2:] == [
+        "nvidia-pstated/bin/nvidia-pstated",
+        *(f"{pci}=8" for pci in gpu.pci_ids),
+    ]
+    monitor = without_store(host["units"]["legacy-cuda-monitor"])
+    assert monitor["serviceConfig"]["ExecStart"] == (
+        f"legacy-cuda/bin/legacy-cuda monitor --listen 127.0.0.1:{PORT} --power-cap p40=180"
+    )
 
 
 def test_the_workstation_with_two_cards(hosts: dict[str, Host]) -> None:
@@ -193,6 +208,250 @@ def test_the_edge_node(hosts: dict[str, Host]) -> None:
     # without the driver's files there CUDA does not start
     assert host["units"]["llama-cpp"]["serviceConfig"]["ProcSubset"] == "all"
     assert host["firewall"] == [8080]
+
+
+# Services that no template has --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def more_hosts(outputs: Outputs) -> dict[str, Host]:
+    """vLLM by itself, in a cluster's head and in its worker; a machine that builds for others, and
+    one that others build for."""
+    found: dict[str, Host] = outputs.evaluate(
+        f"""
+        let {HELPERS} in builtins.mapAttrs (_: machine) {{
+          vllm = {{
+            hardware.legacy-cuda.gpus = [ "p40" "p40" ];
+            services.legacy-cuda = {{
+              vllm = {{
+                enable = true;
+                model = "Qwen/Qwen3-8B";
+                environmentFile = "/run/keys/vllm";
+                environment.NCCL_P2P_DISABLE = "1";
+                settings = {{
+                  max-model-len = 8192;
+                  chat-template = "100% $HOME 'x'";
+                  enable-auto-tool-choice = true;
+                  enforce-eager = false;
+                }};
+              }};
+              gateway.enable = true;
+              web-ui.enable = true;
+            }};
+          }};
+          head = {{
+            hardware.legacy-cuda.gpus = [ "p100" ];
+            services.legacy-cuda.vllm = {{
+              enable = true;
+              model = "/srv/models/m";
+              settings.pipeline-parallel-size = 2;
+              cluster = {{ role = "head"; address = "10.0.0.1"; }};
+            }};
+          }};
+          worker = {{
+            hardware.legacy-cuda.gpus = [ "p100" ];
+            services.legacy-cuda.vllm = {{
+              enable = true;
+              cluster = {{ role = "worker"; address = "10.0.0.2"; head = "10.0.0.1"; }};
+            }};
+          }};
+          builder = {{
+            services.legacy-cuda.builds.serve = {{
+              enable = true;
+              host = "10.0.0.1";
+              secretKeyFile = "/run/keys/builds";
+              gpus = [ "p40" "k80" ];
+            }};
+          }};
+          built-for = {{
+            services.legacy-cuda.builds = {{
+              machines = [ {{ hostName = "10.0.0.1"; sshUser = "builds"; }} ];
+              caches."http://example.org:5000" = "builds-1:a2V5";
+            }};
+          }};
+        }}
+        """
+    )
+    for name, host in found.items():
+        assert host["failed"] == [] and host["warnings"] == [], name
+    return found
+
+
+def words_of(unit: dict[str, Any]) -> list[str]:
+    """The command as systemd splits it: as a shell does, with `%` and `$` written twice."""
+    text = without_store(unit["serviceConfig"]["ExecStart"])
+    return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(text)]
+
+
+def test_vllm(more_hosts: dict[str, Host]) -> None:
+    host = more_hosts["vllm"]
+    unit = host["units"]["legacy-cuda-vllm"]
+    program, serve, model, *flags = words_of(unit)
+    assert program == "legacy-cuda-wheels-vllm-cuda-12/bin/vllm"
+    assert (serve, model) == ("serve", "Qwen/Qwen3-8B")
+    assert flags == [
+        *["--chat-template", "100% $HOME 'x'"],
+        "--enable-auto-tool-choice",
+        *["--host", "127.0.0.1"],
+        *["--max-model-len", "8192"],
+        *["--port", "8000"],
+        *["--tensor-parallel-size", "2"],
+    ]
+    assert unit["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert unit["environment"]["NCCL_P2P_DISABLE"] == "1"
+    assert "RAY_ADDRESS" not in unit["environment"]
+    assert unit["serviceConfig"]["EnvironmentFile"] == ["/run/keys/vllm"]
+    assert unit["serviceConfig"]["User"] in host["users"]["users"]
+    assert "legacy-cuda-ray" not in host["units"]
+    resume = host["units"]["legacy-cuda-resume"]["serviceConfig"]["ExecStart"]
+    assert resume.endswith("legacy-cuda-resume legacy-cuda-vllm.service")
+    (offered,) = host["services"]["litellm"]["settings"]["model_list"]
+    assert offered["model_name"] == "Qwen/Qwen3-8B"
+    assert offered["litellm_params"]["api_base"] == "http://127.0.0.1:8000/v1"
+
+
+def test_vllm_on_two_machines(more_hosts: dict[str, Host]) -> None:
+    """The head serves through Ray, the worker serves nothing; both start after the driver."""
+    head, worker = more_hosts["head"]["units"], more_hosts["worker"]["units"]
+    serve = words_of(head["legacy-cuda-vllm"])
+    assert serve[serve.index("--distributed-executor-backend") + 1] == "ray"
+    assert "--enforce-eager" in serve and "--tensor-parallel-size" not in serve
+    assert head["legacy-cuda-vllm"]["environment"]["RAY_ADDRESS"] == "10.0.0.1:6379"
+    assert "legacy-cuda-ray.service" in head["legacy-cuda-vllm"]["requires"]
+    assert head["legacy-cuda-vllm"]["unitConfig"] == {"JoinsNamespaceOf": "legacy-cuda-ray.service"}
+    start = ["legacy-cuda-wheels-vllm-cuda-12/bin/python", "-m", "ray.scripts.scripts", "start"]
+    assert words_of(head["legacy-cuda-ray"]) == [
+        *start,
+        *["--block", "--disable-usage-stats", "--head", "--include-dashboard", "false"],
+        *["--node-ip-address", "10.0.0.1", "--port", "6379"],
+    ]
+    assert "legacy-cuda-vllm" not in worker
+    assert words_of(worker["legacy-cuda-ray"]) == [
+        *start,
+        *["--address", "10.0.0.1:6379", "--block", "--disable-usage-stats"],
+        *["--node-ip-address", "10.0.0.2"],
+    ]
+    assert worker["legacy-cuda-ray"]["environment"]["VLLM_HOST_IP"] == "10.0.0.2"
+    for unit in (head["legacy-cuda-ray"], worker["legacy-cuda-ray"]):
+        assert "legacy-cuda-ready.service" in unit["requires"]
+
+
+@pytest.mark.parametrize(
+    ("template", "printed"), [("dashboards", "--dashboard"), ("rules", "--alert-rules")]
+)
+def test_rules_and_dashboard_are_what_the_exporter_prints(
+    outputs: Outputs,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    template: str,
+    printed: str,
+) -> None:
+    """The commands that make the files, run with this legacy-cuda."""
+    script = outputs.evaluate(
+        """
+        let
+          inherit (flake.nixpkgs.lib.nixosSystem {
+            modules = [
+              flake.nixosModules.default
+              (nix + "/templates/p40/configuration.nix")
+            ];
+          }) config;
+          folder = (builtins.head
+            config.services.grafana.provision.dashboards.settings.providers).options.path;
+        in
+        {
+          rules = (builtins.head config.services.prometheus.ruleFiles).recorded.script;
+          dashboards = (builtins.head folder.recorded.entries).path.recorded.script;
+        }
+        """
+    )[template]
+    program(tmp_path, "legacy-cuda", f'exec {sys.executable} -m legacy_cuda "$@"\n')
+    text = re.sub(r"/\S+/bin/legacy-cuda", str(tmp_path / "legacy-cuda"), script)
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        env={**os.environ, "TMPDIR": str(tmp_path), "out": str(tmp_path / "out")},
+        check=True,
+        timeout=60,
+    )
+    assert main(["monitor", printed]) == 0
+    assert (tmp_path / "out").read_text() == capsys.readouterr().out
+
+
+def test_monitoring(hosts: dict[str, Host]) -> None:
+    """All of it on loopback, with no port twice, and no secret in the store."""
+    services = hosts["p40"]["services"]
+    prometheus, grafana = services["prometheus"], services["grafana"]
+    assert prometheus["listenAddress"] == "127.0.0.1"
+    (job,) = prometheus["scrapeConfigs"]
+    assert job["job_name"] == "legacy-cuda"
+    assert [target["targets"] for target in job["static_configs"]] == [[f"127.0.0.1:{PORT}"]]
+    server = grafana["settings"]["server"]
+    assert server["http_addr"] == "127.0.0.1"
+    (source,) = grafana["provision"]["datasources"]["settings"]["datasources"]
+    assert source["url"] == f"http://127.0.0.1:{prometheus['port']}"
+    ports = [prometheus["port"], server["http_port"], PORT, services["open-webui"]["port"]]
+    assert len(set(ports)) == len(ports)
+    key = "/var/lib/grafana/legacy-cuda-secret-key"
+    assert grafana["settings"]["security"]["secret_key"] == f"$__file{{{key}}}"
+    assert key in hosts["p40"]["units"]["grafana"]["preStart"]
+    assert services["nix-serve"] is None and hosts["k80"]["services"]["prometheus"] is None
+
+
+def test_grafana_gets_a_key_of_its_own(tmp_path: Path, hosts: dict[str, Host]) -> None:
+    """Made once, for nobody else to read."""
+    key = tmp_path / "key"
+    script = hosts["p40"]["units"]["grafana"]["preStart"]
+    # ours alone: NixOS's part is about Grafana's own folder
+    script = script[script.index("if [ ! -s") :].replace(
+        "/var/lib/grafana/legacy-cuda-secret-key", str(key)
+    )
+    made = []
+    for _ in range(2):
+        subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, timeout=20)
+        made.append(key.read_text())
+    assert made[0] == made[1] and len(made[0].strip()) == 44
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_exporter_for_others_is_reached_by_them(outputs: Outputs) -> None:
+    host = outputs.evaluate(
+        f"""
+        let {HELPERS} in machine {{
+          hardware.legacy-cuda.gpus = [ "v100" ];
+          services.legacy-cuda.monitoring = {{ enable = true; host = "::"; port = 9000; }};
+        }}
+        """
+    )
+    unit = host["units"]["legacy-cuda-monitor"]["serviceConfig"]
+    assert unit["ExecStart"].endswith("monitor --listen [::]:9000")
+    assert unit["IPAddressDeny"] == [] == unit["IPAddressAllow"]
+    assert host["services"]["prometheus"] is None and host["services"]["grafana"] is None
+
+
+def test_builds(more_hosts: dict[str, Host]) -> None:
+    """What is served for a card is what the flake has for it, and nobody needs the card."""
+    builder, other = more_hosts["builder"], more_hosts["built-for"]
+    assert builder["services"]["nix-serve"] == {
+        "bindAddress": "10.0.0.1",
+        "port": 5000,
+        "secretKeyFile": "/run/keys/builds",
+    }
+    assert sorted(builder["kept"]) == sorted(
+        [
+            *["legacy-cuda-wheels-pascal", "llama-cpp", "ollama"],
+            "legacy-cuda-wheels-vllm-cuda-12",
+            *["legacy-cuda-wheels-kepler", "llama-cpp"],
+        ]
+    )
+    assert builder["nvidia"] is None and builder["nix"]["buildMachines"] == []
+    (machine,) = other["nix"]["buildMachines"]
+    assert other["nix"]["distributedBuilds"] is True
+    assert machine["hostName"] == "10.0.0.1" and machine["systems"] == ["x86_64-linux"]
+    # what PyTorch's and vLLM's packages ask for
+    assert machine["supportedFeatures"] == ["big-parallel"]
+    assert other["nix"]["settings"]["builders-use-substitutes"] is True
+    assert "http://example.org:5000" in other["nix"]["settings"]["substituters"]
+    assert "builds-1:a2V5" in other["nix"]["settings"]["trusted-public-keys"]
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -255,7 +514,7 @@ def test_options_of_this_nixos_and_of_a_later_one(outputs: Outputs, later: bool)
 def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
     """One that starts earlier stays on the CPU and does not say so."""
     for host in hosts.values():
-        for name in SERVED & set(host["units"]):
+        for name in set(SERVED.values()) & set(host["units"]):
             unit = host["units"][name]
             assert unit["requires"] == ["legacy-cuda-ready.service"]
             assert "legacy-cuda-ready.service" in unit["after"]
@@ -290,6 +549,8 @@ def test_every_card(outputs: Outputs, tmp_path: Path) -> None:
         elif engine and engine not in SERVED:
             expected.append(f"services.legacy-cuda.{engine}: there is no service of it yet")
         assert sorted(host["failed"]) == sorted(expected), (names, engine)
+        started = {SERVED[engine]} if engine in SERVED and not expected else set()
+        assert set(host["units"]) & set(SERVED.values()) == started, (names, engine)
     assert refused > len(catalog.gpus())
 
 
@@ -313,20 +574,21 @@ def ask(
                     services.legacy-cuda = if engine == "" then {{ }}
                       else {{
                         ${{engine}} = {{ enable = true; }}
-                          // (if engine == "llama-cpp" then {{ model = "m"; }} else {{ }});
+                          // (if builtins.elem engine [ "llama-cpp" "vllm" ]
+                            then {{ model = "m"; }} else {{ }});
                       }};
                   }}
                 ];
               }};
               inherit (evaluated) config;
               failed = builtins.filter (one: !one.assertion) config.assertions;
-              ok = failed == [ ];
             in
             {{
               failed = map (one: one.message) failed;
               inherit (config.hardware.legacy-cuda) branch;
               inherit (config.hardware.nvidia) open;
-              engine = ok && engine != "" && config.systemd.services ? ${{engine}};
+              # as they are only where nothing failed
+              units = if failed == [ ] then builtins.attrNames config.systemd.services else [ ];
             }};
         in
         map evaluate (builtins.fromJSON (builtins.readFile {as_nix(asked)}))
@@ -354,6 +616,20 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
     [
         ("{ services.legacy-cuda.ollama.enable = true; }", "hardware.legacy-cuda.gpus is empty"),
         ("{ services.legacy-cuda.vllm.enable = true; }", "hardware.legacy-cuda.gpus is empty"),
+        ("{ services.legacy-cuda.sglang.enable = true; }", "hardware.legacy-cuda.gpus is empty"),
+        (
+            "{ services.legacy-cuda.monitoring.enable = true; }",
+            "hardware.legacy-cuda.gpus is empty",
+        ),
+        (
+            '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda.vllm.enable = true; }',
+            "services.legacy-cuda.vllm: set model",
+        ),
+        (
+            '{ hardware.legacy-cuda = { gpus = [ "p40" "k80" ];'
+            ' idlePower = { enable = true; cards = [ "p40" "k80" ]; }; }; }',
+            "idlePower.cards: no state of a Tesla K80 that saves power is known",
+        ),
         (
             '{ hardware.legacy-cuda = { gpus = [ "p40" ]; powerLimits.p40 = 400; }; }',
             "powerLimits.p40: a Tesla P40 is made for 250 W",
@@ -469,13 +745,20 @@ def test_the_kernel(outputs: Outputs, gpu: str, default: str, kernel: str) -> No
 def test_a_part_brings_what_it_needs(outputs: Outputs) -> None:
     """Each part alone, and all of them beside `default`, which has them already."""
     parts = outputs.evaluate("builtins.attrNames flake.nixosModules")
-    assert parts == ["default", "gateway", "hardware", "llama-cpp", "ollama", "refused", "web-ui"]
+    assert parts == [
+        *["builds", "default", "gateway", "hardware", "llama-cpp"],
+        *["monitoring", "ollama", "refused", "vllm", "web-ui"],
+    ]
     for some in [*([part] for part in parts), parts]:
         modules = " ".join(f"flake.nixosModules.{part}" for part in some)
         branch = outputs.evaluate(
             f"""
             (flake.nixpkgs.lib.nixosSystem {{
-              modules = [ {modules} {{ hardware.legacy-cuda.gpus = [ "m40" ]; }} ];
+              modules = [
+                {modules}
+                flake.nixosModules.hardware
+                {{ hardware.legacy-cuda.gpus = [ "m40" ]; }}
+              ];
             }}).config.hardware.legacy-cuda.branch
             """
         )
@@ -520,11 +803,7 @@ def systemd() -> None:
 def test_systemd_has_nothing_to_say(
     hosts: dict[str, Host], systemd: None, tmp_path: Path, name: str
 ) -> None:
-    own = {
-        unit: facts
-        for unit, facts in hosts[name]["units"].items()
-        if "ExecStart" in facts["serviceConfig"]
-    }
+    own = {unit: facts for unit, facts in hosts[name]["units"].items() if units.is_started(facts)}
     assert own
     assert units.verify(own, tmp_path) == ""
 
@@ -536,13 +815,28 @@ def test_what_verify_finds(hosts: dict[str, Host], systemd: None, tmp_path: Path
     assert "ProtectHoem" in units.verify({"legacy-cuda-ready": unit}, tmp_path)
 
 
-def test_exposure(hosts: dict[str, Host], systemd: None, tmp_path: Path) -> None:
+def test_systemd_has_nothing_to_say_of_the_others(
+    more_hosts: dict[str, Host], systemd: None, tmp_path: Path
+) -> None:
+    seen = set()
+    for name, host in more_hosts.items():
+        own = {unit: facts for unit, facts in host["units"].items() if units.is_started(facts)}
+        folder = tmp_path / name
+        folder.mkdir()
+        assert not own or units.verify(own, folder) == ""
+        seen |= set(own)
+    assert {"legacy-cuda-vllm", "legacy-cuda-ray"} < seen
+
+
+def test_exposure(
+    hosts: dict[str, Host], more_hosts: dict[str, Host], systemd: None, tmp_path: Path
+) -> None:
     """No service of ours scores above 3.0 in ``systemd-analyze security``. With a checkout the
     engines' units are whole; those of NVIDIA's driver (``nvidia-*``) are not ours."""
     seen = {}
-    for template, host in hosts.items():
+    for template, host in {**hosts, **more_hosts}.items():
         for name, unit in host["units"].items():
-            if "ExecStart" in unit["serviceConfig"] and not name.startswith("nvidia-"):
+            if units.is_started(unit) and not name.startswith("nvidia-"):
                 seen[f"{template} {name}"] = units.exposure(unit, name, tmp_path)
     assert seen and max(seen.values()) <= 3.0, seen
 
@@ -621,6 +915,41 @@ def test_cards_that_cannot_be_listed_fail_the_unit(tmp_path: Path) -> None:
     program(tmp_path / "bin", "nvidia-smi", "exit 9\n")
     arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180"]
     assert subprocess.run(command("power-limits.sh", *arguments), timeout=20).returncode == 9
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        (["10de:1b38=8"], "--ids 0,1 --performance-state-low 8"),
+        (["10de:1b38=8", "10de:1bb3=8"], "--ids 0,1,2 --performance-state-low 8"),
+        (["10de:15f8=8"], None),  # no such card is there
+        (["10de:1b38=8", "10de:1bb3=10"], None),
+    ],
+)
+def test_idle_power(tmp_path: Path, smi: Path, states: list[str], said: str | None) -> None:
+    calls = tmp_path / "pstated"
+    program(tmp_path / "bin", "nvidia-pstated", f'echo "$*" > {calls}\n')
+    programs = [str(tmp_path / "bin" / name) for name in ("nvidia-smi", "nvidia-pstated")]
+    done = subprocess.run(
+        command("idle-power.sh", *programs, *states), capture_output=True, text=True, timeout=20
+    )
+    if said is None:
+        assert done.returncode == 1 and not calls.exists()
+        assert "states are there" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert calls.read_text() == f"{said}\n"
+
+
+def test_idle_power_is_never_for_a_k80_by_itself(outputs: Outputs) -> None:
+    host = outputs.evaluate(
+        f"""
+        let {HELPERS} in machine {{
+          hardware.legacy-cuda = {{ gpus = [ "k80" "p4" ]; idlePower.enable = true; }};
+        }}
+        """
+    )
+    assert host["failed"] == [] and "legacy-cuda-idle-power" not in host["units"]
 
 
 def wait_for(calls: Path, count: int) -> list[str]:

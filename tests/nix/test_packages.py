@@ -7,6 +7,7 @@ its files: tools/nixpkgs_attributes.py.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,10 +22,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
 from legacy_cuda import catalog
+from legacy_cuda.build.patches import parse
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.catalog.locks import load_lock
 from legacy_cuda.catalog.patched import find_patched, patched
+from legacy_cuda.catalog.recipes import find_recipe
 from legacy_cuda.resolve import Stack, resolve
 from tests.nix.nixrun import ROOT, Outputs, without_store
 
@@ -60,7 +63,7 @@ def expected_names(gpu: Gpu) -> set[str]:
     names = {f"wheels-{gpu.name}", f"image-{gpu.name}-torch"}
     if "triton" in torch.facts.patched:
         names |= {f"torch-{gpu.name}", f"triton-{gpu.name}"}
-    offered = {"llama-cpp"} if stack_of(gpu, "llama-cpp") else set()
+    offered = {engine for engine in ("llama-cpp", "vllm") if stack_of(gpu, engine)}
     # nixpkgs has it, so there it need not be in a lock of ours
     if catalog.find_engine("ollama").rule(gpu.capability).verdict != "refused":
         offered.add("ollama")
@@ -130,9 +133,23 @@ def test_dependencies_of_the_command_line(packages: Packages) -> None:
     own = packages["legacy-cuda"]
     # a condition on the Python is one that nixpkgs' is too new for
     names = {canonical(Requirement(one).name) for one in wanted if ";" not in one}
-    removed = set(own["pythonRemoveDeps"])
-    assert removed == {"abi3info"} and removed < names
-    assert set(own["dependencies"]) == names - removed
+    assert set(own["dependencies"]) == names
+
+
+def test_what_nixpkgs_has_not_is_what_is_pinned(outputs: Outputs) -> None:
+    """abi3info: the version and a sha256 of requirements.txt."""
+    made = outputs.evaluate(
+        """
+        (flake.nixpkgs.legacyPackages.x86_64-linux.python3Packages.callPackage
+          (nix + "/../pkgs/abi3info/package.nix") { }).recorded.src.recorded
+        """
+    )
+    pinned = (ROOT / "python" / "requirements.txt").read_text()
+    lines = pinned[pinned.index("abi3info==") :].splitlines()
+    assert lines[0].split()[0] == f"abi3info=={made['version']}"
+    hashes = itertools.takewhile(lambda line: line.startswith(" "), lines[1:])
+    assert any(made["sha256"] in line for line in hashes)
+    assert made["format"] == "wheel"
 
 
 def test_triton_finds_its_programs_on_nixos(outputs: Outputs) -> None:
@@ -178,6 +195,32 @@ def test_triton_is_patched_where_it_is_installed(packages: Packages) -> None:
         assert f" {module.source} " in install and f'/{module.target}"' in install
 
 
+def test_pytorch_is_patched_before_it_is_compiled(packages: Packages) -> None:
+    """nixos-25.11 has PyTorch 2.9.1; its patches are well formed, numbered, and all taken."""
+    folder = ROOT / "pkgs" / "torch" / "2.9.1"
+    paths = sorted(folder.iterdir())
+    assert [path.name[:5] for path in paths] == [f"{at:04}-" for at in range(1, len(paths) + 1)]
+    upstream, *ours = packages["torch-p40"]["patches"]
+    assert upstream == "/upstream.patch"
+    assert [Path(path).name for path in ours] == [path.name for path in paths]
+    # the series of the wheels' version, carried over: the same names, for the same capabilities
+    for path in paths:
+        patch = parse(path.read_bytes(), path.name)
+        before = Path(catalog.DATA).parents[1] / "patches" / "torch" / "2.7.1" / path.name
+        assert patch.capabilities == parse(before.read_bytes(), path.name).capabilities
+        assert len(patch.why) > 20 and "2.9.1" in path.read_text().split("\n--- ")[0]
+
+
+def test_a_pytorch_without_patches_is_refused(outputs: Outputs) -> None:
+    said = outputs.fails(
+        """
+        (flake.nixpkgs.legacyPackages.x86_64-linux.callPackage
+          (nix + "/../pkgs/torch/package.nix") { triton = "triton"; }).recorded
+        """
+    )
+    assert "nixpkgs has PyTorch 2.12.0; there are patches for 2.9.1" in said
+
+
 def test_a_triton_without_patches_is_refused(outputs: Outputs) -> None:
     said = outputs.fails(
         """
@@ -186,6 +229,86 @@ def test_a_triton_without_patches_is_refused(outputs: Outputs) -> None:
         """
     )
     assert "nixpkgs has Triton 3.7.0; there are patches for 3.5.1" in said
+
+
+# vLLM ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def vllm(outputs: Outputs) -> dict[str, Any]:
+    """Of a P40 and a P100: the wheel, and the environments with it."""
+    found: dict[str, Any] = without_store(
+        outputs.evaluate(
+            """
+            builtins.mapAttrs (_: made: {
+              wheel = made.wheel.recorded // { src = made.wheel.recorded.src.recorded; };
+              inherit (made.recorded) script;
+              ray = made.withRay.recorded.script;
+              files = map (one: { inherit (one) file requirement; }) made.files;
+              python = made.python.pythonVersion;
+            }) { p40 = flake.packages.x86_64-linux.vllm-p40;
+                 p100 = flake.packages.x86_64-linux.vllm-p100; }
+            """
+        )
+    )
+    return found
+
+
+@pytest.mark.parametrize(("gpu", "architectures"), [("p40", "61-real"), ("p100", "60-real")])
+def test_vllm_is_compiled_as_the_recipe_says(
+    vllm: dict[str, Any], gpu: str, architectures: str
+) -> None:
+    """The sources by their sha256, every patch, the variables with the card's code filled in; CUDA
+    of nixpkgs."""
+    recipe = find_recipe("vllm")
+    made = vllm[gpu]["wheel"]
+    script = made["buildCommand"]
+    sdist = recipe.sdist
+    assert made["src"] == {
+        "pname": sdist.package,
+        "version": sdist.version,
+        "sha256": sdist.sha256,
+    }
+    for name, text in recipe.environment.items():
+        assert made[name] == text.format(architectures=architectures, build="build-temp")
+    for setting in recipe.settings.values():
+        assert setting.format(architectures=architectures, build="build-temp") in script
+    folder = Path(catalog.DATA).parents[1] / "patches" / "vllm" / recipe.version
+    for patch in folder.iterdir():
+        assert f"{patch.name} " in script or f"{patch.name};" in script
+    assert "cuda-12.6" in made["CUDA_HOME"]
+    assert made["CUDAHOSTCXX"] == "/gcc-for-cuda-12.6/bin/c++"
+    assert made["requiredSystemFeatures"] == ["big-parallel"]
+
+
+def test_vllm_for_two_capabilities_in_one_machine(outputs: Outputs) -> None:
+    found = outputs.evaluate(
+        """
+        let inherit (flake.lib.packagesFor [ "p40" "p100" ]) vllm; in
+        vllm.wheel.recorded.CUDAARCHS
+        """
+    )
+    assert found == "60-real;61-real"
+
+
+def test_vllm_has_the_wheels_of_its_lock(vllm: dict[str, Any]) -> None:
+    """And the compiled one. Ray lies beside them for several machines, and behind them."""
+    found = vllm["p40"]
+    lock = {
+        file.name
+        for package in load_lock("vllm-0.14.0").packages
+        for file in package.files
+        if found["python"] in file.pythons
+    }
+    patched_files = {one["file"].replace("+legacy.1", "") for one in found["files"]}
+    assert patched_files - lock == {"vllm-0.14.0-cp38-abi3-linux_x86_64.whl"}
+    assert lock <= patched_files
+    changed = {one["requirement"] for one in found["files"] if "+" in one["requirement"]}
+    assert changed == {"torch==2.7.1+legacy.1", "triton==3.3.1+legacy.1"}
+    assert "beside.pth" not in found["script"]
+    site = f"lib/python{found['python']}/site-packages"
+    for package in ("ray", "click"):
+        assert f'echo {package}/{site} >> "$out/{site}/beside.pth"\n' in found["ray"]
 
 
 @pytest.fixture(scope="session")
@@ -269,7 +392,13 @@ def test_packages_for_cards_together(outputs: Outputs) -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "engine"),
-    [(["k80"], "ollama"), (["gtx750ti"], "llama-cpp"), (["p40", "rtx5090"], "ollama")],
+    [
+        (["k80"], "ollama"),
+        (["gtx750ti"], "llama-cpp"),
+        (["p40", "rtx5090"], "ollama"),
+        (["m40"], "vllm"),
+        (["v100"], "vllm"),
+    ],
 )
 def test_a_refusal_has_the_words_of_the_resolver(
     outputs: Outputs, gpus: list[str], engine: str
@@ -297,7 +426,12 @@ def test_images(packages: Packages) -> None:
         gpu = catalog.find_gpu(labels["dev.legacy-cuda.gpu"])
         assert labels["dev.legacy-cuda.capability"] == str(gpu.capability)
         assert gpu.product in labels["org.opencontainers.image.title"]
-        ports = {"torch": {}, "llama-cpp": {"8080/tcp": {}}, "ollama": {"11434/tcp": {}}}
+        ports = {
+            "torch": {},
+            "llama-cpp": {"8080/tcp": {}},
+            "ollama": {"11434/tcp": {}},
+            "vllm": {"8000/tcp": {}},
+        }
         assert config["ExposedPorts"] == ports[labels["dev.legacy-cuda.engine"]]
 
 
@@ -307,7 +441,9 @@ def test_compose_files(outputs: Outputs, packages: Packages) -> None:
         """
         let packages = flake.packages.x86_64-linux; in
         builtins.mapAttrs (_: image: image.compose.recorded.value)
-          { inherit (packages) image-p40-ollama image-k80-llama-cpp image-v100-torch; }
+          {
+            inherit (packages) image-p40-ollama image-k80-llama-cpp image-v100-torch image-p40-vllm;
+          }
         """
     )
     for image, file in files.items():

@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+# of systemd 254; a unit of NixOS's has them, and an older systemd passes over them
+_NEWER = ("RestartMaxDelaySec", "RestartSteps")
+
 
 def _lines(section: dict[str, Any]) -> list[str]:
     """NixOS's way: a list is a line for each item, a boolean a word."""
@@ -19,9 +22,17 @@ def _lines(section: dict[str, Any]) -> list[str]:
     return lines
 
 
+def is_started(unit: dict[str, Any]) -> bool:
+    """Whether a unit has something to run: a command, or a script that NixOS makes one of. Of units
+    that NixOS's own modules bring, the stub has only what ours add to them."""
+    return "ExecStart" in unit["serviceConfig"] or bool(unit["script"])
+
+
 def render(unit: dict[str, Any], programs: bool = True) -> str:
     """The unit file. Without ``programs``, all of them are one that is there."""
     service = dict(unit["serviceConfig"])
+    if unit["script"]:
+        service.setdefault("ExecStart", "/bin/sh")
     if not programs:
         for key in service:
             if key.startswith("Exec"):
@@ -68,7 +79,8 @@ def verify(units: dict[str, dict[str, Any]], folder: Path) -> str:
         files.append(str(file))
     done = analyze("verify", "--man=no", *files, folder=folder)
     ours = [line for line in done.stderr.splitlines() if any(name in line for name in units)]
-    return "\n".join(ours) or ("" if done.returncode == 0 else done.stderr)
+    said = [line for line in ours if not any(f"key '{key}'" in line for key in _NEWER)]
+    return "\n".join(said) or ("" if done.returncode == 0 else done.stderr)
 
 
 def exposure(unit: dict[str, Any], name: str, folder: Path) -> float:

@@ -42,6 +42,7 @@ def test_no_host_but_these_and_no_path_of_a_machine() -> None:
     """Registries and mirrors are a setting: no file names the host of one."""
     hosts = {"json-schema.org", "www.w3.org", "127.0.0.1", "example.org", "index.invalid", "h"}
     hosts |= {"cyclonedx.org", "in-toto.io", "slsa.dev"}  # names of formats
+    hosts |= {"download.nvidia.com"}  # headers that pkgs/nvidia-pstated is compiled with
     hosts |= {"github.com", "learn.microsoft.com"}  # in lines of llama.cpp that patches quote
     address = re.compile(r"https?://([A-Za-z0-9._-]+)")
     home = re.compile(r"(?<![\w.~-])/(?:root|home)/(?!u(?:ser)?\b)[\w.]")

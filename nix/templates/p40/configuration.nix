@@ -1,10 +1,11 @@
-# A host with a Tesla P40, without a display: Ollama and Open WebUI.
+# A host with a Tesla P40, without a display: Ollama, Open WebUI and monitoring.
 {
   hardware.legacy-cuda = {
     gpus = [ "p40" ];
     # of 250: cooler, and hardly slower where memory is the limit
     powerLimits.p40 = 180;
     thermalGuard.enable = true;
+    idlePower.enable = true;
   };
 
   services.legacy-cuda = {
@@ -13,6 +14,11 @@
       models = [ "llama3.2:3b" ];
     };
     web-ui.enable = true;
+    # Grafana: http://127.0.0.1:3001, first with the account admin and the password admin
+    monitoring = {
+      enable = true;
+      grafana.enable = true;
+    };
   };
 
   # Yours instead of these, from nixos-generate-config.

@@ -1,5 +1,5 @@
 {
-  description = "A host with a Tesla P40, without a display: Ollama and Open WebUI";
+  description = "A host with a Tesla P40, without a display: Ollama, Open WebUI and monitoring";
 
   inputs = {
     # Where your copy of legacy-cuda is.

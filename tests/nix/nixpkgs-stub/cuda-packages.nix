@@ -2,6 +2,7 @@
 {
   lib,
   config,
+  stdenv,
   manifests,
 }:
 let
@@ -11,12 +12,33 @@ let
   tooOld = builtins.filter (capability: lib.versionOlder (newest capability) version) (
     config.cudaCapabilities or [ ]
   );
+  # all in one output
+  member = name: {
+    type = "derivation";
+    inherit name;
+    outPath = "/${name}-${version}";
+    outputs = [ "out" ];
+    out = "/${name}-${version}";
+  };
   digits = capability: builtins.replaceStrings [ "." ] [ "" ] capability;
 in
 {
   inherit config manifests;
   cudaMajorMinorVersion = version;
-  cuda_nvcc = "/cuda_nvcc-${version}";
+  cuda_nvcc = member "cuda_nvcc";
+  cuda_cccl = member "cuda_cccl";
+  cuda_cudart = member "cuda_cudart";
+  cuda_nvml_dev = member "cuda_nvml_dev";
+  cuda_nvrtc = member "cuda_nvrtc";
+  cuda_nvtx = member "cuda_nvtx";
+  libcublas = member "libcublas";
+  libcurand = member "libcurand";
+  libcusolver = member "libcusolver";
+  libcusparse = member "libcusparse";
+  backendStdenv = stdenv // {
+    outPath = "/backend-stdenv";
+    cc = "/gcc-for-cuda-${version}";
+  };
   flags =
     if tooOld != [ ] then
       throw "Requested CUDA capabilities which are too old for CUDA ${version}: ${toString tooOld}"

@@ -38,10 +38,13 @@ let
           arguments
           // change {
             inherit version;
+            patches = [ "/upstream.patch" ];
             postInstall = "upstream's\n";
           }
         );
     };
+
+  attributeOf = pythonVersion: "python" + builtins.replaceStrings [ "." ] [ "" ] pythonVersion;
 
   callPackage =
     pkgs: file: given:
@@ -107,6 +110,8 @@ let
       writeShellScriptBin = name: text: record name { inherit text; };
       writeShellScript = name: text: record name { inherit text; };
       fetchurl = arguments: record "source" arguments;
+      fetchFromGitHub = arguments: record "source" arguments;
+      linkFarm = name: entries: record name { inherit entries; };
       symlinkJoin = arguments: record arguments.name arguments;
       runtimeShell = "/bin/sh";
       pkgsi686Linux = final // {
@@ -119,6 +124,21 @@ let
       formats.yaml = _: {
         type = lib.types.anything;
         generate = name: value: record name { inherit value; };
+      };
+      formats.ini = _: {
+        type = lib.types.attrsOf (lib.types.attrsOf lib.types.anything);
+        generate = name: value: record name { inherit value; };
+      };
+      writeText = name: text: record name { inherit text; };
+      nix = plain "nix" // {
+        version = "2.31";
+        out = plain "nix";
+      };
+      bzip2 = plain "bzip2" // {
+        bin = plain "bzip2-bin";
+      };
+      prometheus = plain "prometheus" // {
+        cli = plain "prometheus-cli";
       };
       fetchPypi = arguments: record "${arguments.pname}-${arguments.version}.whl" arguments;
       dockerTools = {
@@ -138,6 +158,7 @@ let
         plain "python${pythonVersion}"
         // {
           inherit pythonVersion;
+          sitePackages = "lib/python${pythonVersion}/site-packages";
           pkgs =
             lib.genAttrs [
               "isal"
@@ -156,6 +177,10 @@ let
             // {
               python.sitePackages = "lib/python${pythonVersion}/site-packages";
               buildPythonApplication = arguments: record arguments.pname arguments;
+              buildPythonPackage = arguments: record arguments.pname arguments;
+              callPackage = callPackage (final // final.${attributeOf pythonVersion}.pkgs);
+              ray = plain "ray";
+              requiredPythonModules = packages: packages ++ [ (plain "click") ];
               torch = overridable "torch" release.torch { };
               triton-cuda = overridable "triton" release.triton { };
             };
@@ -165,6 +190,13 @@ let
 
       stdenv = {
         is32bit = false;
+        # a function is called with its own result, as in nixpkgs
+        mkDerivation =
+          given:
+          let
+            arguments = if builtins.isFunction given then given arguments else given;
+          in
+          record (arguments.name or arguments.pname) arguments // arguments.passthru or { };
         cc = plain "gcc-wrapper" // {
           cc = plain "gcc" // {
             lib = plain "gcc-lib";
@@ -209,6 +241,8 @@ let
         };
     }
     // lib.genAttrs [
+      "autoAddDriverRunpath"
+      "cmake"
       "coreutils"
       "curl"
       "egl-gbm"
@@ -218,9 +252,13 @@ let
       "findutils"
       "gawk"
       "gnused"
+      "grafana"
       "kmod"
       "litellm"
+      "lndir"
       "makeBinaryWrapper"
+      "ninja"
+      "nix-serve"
       "nvidia-vaapi-driver"
       "open-webui"
       "systemd"

@@ -187,7 +187,7 @@ let
     lines = simple "strings" isString // {
       merge = _: concatStringsSep "\n";
     };
-    path = simple "path" (value: isPath value || isString value);
+    path = simple "path" (value: isPath value || isString value || value ? outPath);
     package = simple "package" (value: isAttrs value && value ? outPath);
     raw = simple "raw value" (_: true);
     enum =
@@ -307,6 +307,28 @@ let
       options = declared;
     };
 
+  # A text as a regular expression for itself.
+  quoted =
+    let
+      special = [
+        "."
+        "["
+        "]"
+        "("
+        ")"
+        "*"
+        "+"
+        "?"
+        "{"
+        "}"
+        "^"
+        "$"
+        "|"
+        "\\"
+      ];
+    in
+    builtins.replaceStrings special (map (sign: "\\${sign}") special);
+
   lib = {
     inherit
       all
@@ -352,12 +374,22 @@ let
     escapeShellArgs = concatMapStringsSep " " escapeShellArg;
     mapAttrsToList = make: set: map (name: make name set.${name}) (attrNames set);
     hasPrefix = start: text: substring 0 (builtins.stringLength start) text == start;
+    hasInfix = part: text: builtins.length (builtins.split (quoted part) text) > 1;
+    removePrefix =
+      start: text:
+      if lib.hasPrefix start text then
+        substring (builtins.stringLength start) (builtins.stringLength text) text
+      else
+        text;
+    mapAttrs = builtins.mapAttrs;
+    filterAttrs =
+      keep: set: genAttrs (filter (name: keep name set.${name}) (attrNames set)) (name: set.${name});
     versionOlder = a: b: compareVersions a b < 0;
     versionAtLeast = a: b: compareVersions a b >= 0;
     getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
     getExe' = package: name: "${package}/bin/${name}";
     getLib = package: package.lib or package;
-    licenses = genAttrs [ "mit" "unfree" ] (name: name);
+    licenses = genAttrs [ "asl20" "gpl3Only" "mit" "unfree" ] (name: name);
     sourceTypes.binaryNativeCode = "binaryNativeCode";
   };
 in

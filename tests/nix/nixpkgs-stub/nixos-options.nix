@@ -22,11 +22,31 @@ in
 {
   imports = builtins.attrValues upstream;
 
+  # any numbers
+  config.ids = {
+    uids = {
+      grafana = 1;
+      prometheus = 2;
+    };
+    gids.prometheus = 2;
+  };
+
   options = {
     assertions = list;
     warnings = strings;
     meta.maintainers = list;
     system.stateVersion = required types.str;
+    system.extraDependencies = list;
+    nix = {
+      distributedBuilds = off;
+      buildMachines = option (types.listOf types.attrs) [ ];
+      settings = option (types.attrsOf types.anything) { };
+      package = option types.package pkgs.nix;
+    };
+    ids = {
+      uids = anything;
+      gids = anything;
+    };
     nixpkgs.config = anything;
     fileSystems = anything;
     users.users = anything;
@@ -132,6 +152,35 @@ in
         port = option types.port 8080;
         environment = option (types.attrsOf types.str) { };
       };
+    }
+    // unlessUpstream "prometheus" {
+      prometheus = {
+        enable = off;
+        listenAddress = option types.str "0.0.0.0";
+        port = option types.port 9090;
+        scrapeConfigs = option (types.listOf types.attrs) [ ];
+        ruleFiles = option (types.listOf types.path) [ ];
+      };
+    }
+    // unlessUpstream "grafana" {
+      grafana = {
+        enable = off;
+        dataDir = option types.path "/var/lib/grafana";
+        settings = option (types.attrsOf (types.attrsOf types.anything)) { };
+        provision = {
+          enable = off;
+          datasources.settings = option (types.nullOr types.attrs) null;
+          dashboards.settings = option (types.nullOr types.attrs) null;
+        };
+      };
+    }
+    // unlessUpstream "nix-serve" {
+      nix-serve = {
+        enable = off;
+        bindAddress = option types.str "0.0.0.0";
+        port = option types.port 5000;
+        secretKeyFile = option (types.nullOr types.str) null;
+      };
     };
 
     systemd = {
@@ -155,6 +204,7 @@ in
             script = lines;
             environment = option (types.attrsOf types.str) { };
             serviceConfig = option (types.attrsOf types.anything) { };
+            unitConfig = option (types.attrsOf types.anything) { };
           };
         }
       )) { };

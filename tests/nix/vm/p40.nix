@@ -32,5 +32,15 @@
         machine.wait_until_succeeds("grep -- '--power-limit=125.00' /run/stand-in/calls")
         machine.succeed("echo 60 > /run/stand-in/degrees")
         machine.wait_until_succeeds("grep -- '--power-limit=250.00' /run/stand-in/calls")
+
+    with subtest("the exporter says that no driver answers, and Prometheus reads it"):
+        machine.wait_for_open_port(9835)
+        machine.succeed("curl --fail 127.0.0.1:9835/metrics | grep 'nvidia_gpu_monitor_nvml_up{.*} 0'")
+        machine.wait_for_open_port(9090)
+        machine.wait_until_succeeds("curl --fail 127.0.0.1:9090/api/v1/rules | grep NvidiaGpuHot")
+
+    with subtest("Grafana has the dashboard"):
+        machine.wait_for_open_port(3001)
+        machine.wait_until_succeeds("curl --fail admin:admin@127.0.0.1:3001/api/dashboards/uid/legacy-cuda-gpus")
   '';
 }
