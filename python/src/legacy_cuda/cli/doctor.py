@@ -278,14 +278,17 @@ def _finding(finding: Finding, because_of: str | None) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and days as JSON has them."""
+    """Dataclasses, mappings, tuples and days as JSON has them."""
     import dataclasses
+    from collections.abc import Mapping
     from datetime import date
 
     if isinstance(value, Gpu):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return value.isoformat() if isinstance(value, date) else value

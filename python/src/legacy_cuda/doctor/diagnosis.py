@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from legacy_cuda.catalog.doctor import Rule, rules_of
-from legacy_cuda.doctor import logs
-from legacy_cuda.doctor.cards import cards, present, strangers
+from legacy_cuda.doctor import live, logs
+from legacy_cuda.doctor.cards import cards, present, strangers, where
 from legacy_cuda.doctor.facts import Facts, Failure
 from legacy_cuda.doctor.rules import Finding, contradicted, judge, judge_log, settled
 
@@ -148,13 +148,16 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
     known = cards(facts)
     if facts.pci is None or (not known and any(item.probe == "pci" for item in facts.failures)):
         return
+    answering = list(live.summary(facts))
     if not known:
+        yield from answering
         elsewhere = facts.system is not None and facts.system.platform is not None
-        if not any(device.is_gpu for device in facts.pci) and not elsewhere:
+        if not any(device.is_gpu for device in facts.pci) and not elsewhere and not answering:
             yield "no NVIDIA GPU among the PCI devices: nothing to examine"
         return
     for card in known:
-        yield f"{card.gpu.product} ({card.gpu.capability}) at {card.device.address}"
+        words = where(card)
+        yield next((text for text in answering if text.startswith(f"{words}:")), words)
     driver = facts.driver
     bound = all(item.device.driver and item.device.driver.value == "nvidia" for item in known)
     wrong = {"D1", "D2", "D3", "D6", "D7", "E15", "H2", "S1", "S3"}

@@ -23,6 +23,7 @@ from legacy_cuda.doctor.probes import (
     libcuda,
     nixos,
     nodes,
+    nvml,
     pci,
     python,
     system,
@@ -47,7 +48,10 @@ PROBES: Mapping[str, Probe] = {
     "containers": containers.look,
     "virtual": virtual.look,
     "nixos": nixos.look,
+    "nvml": nvml.look,
 }
+LIMITS = {"nvml": nvml.SECONDS + 0.5}
+"""Seconds of a probe that ends by itself, and whose answer is worth waiting for."""
 
 
 def _what(error: Exception) -> str:
@@ -68,7 +72,8 @@ def examine(
         root: ``/``, or a folder with a recorded tree.
         today: the day that support windows are compared with; None: the clock's.
         probes: by the name of their field in :class:`Facts`.
-        seconds: the time all of them have together. What is not done then is left behind.
+        seconds: the time all of them have together, but for those in ``LIMITS``. What is not done
+            then is left behind.
     """
     seen: dict[str, Any] = {}
     failures: list[Failure] = []
@@ -88,12 +93,13 @@ def examine(
     for name, probe in probes.items():
         threads[name] = threading.Thread(target=run, args=(name, probe), daemon=True)
         threads[name].start()
-    end = time.monotonic() + seconds
-    for thread in threads.values():
-        thread.join(max(0.0, end - time.monotonic()))
+    begin = time.monotonic()
+    limits = {name: max(seconds, LIMITS.get(name, 0.0)) for name in threads}
+    for name, thread in threads.items():
+        thread.join(max(0.0, begin + limits[name] - time.monotonic()))
     with lock:
         late = [name for name in threads if name not in seen]
-        failures += [Failure(name, f"took longer than {seconds:g} s") for name in late]
+        failures += [Failure(name, f"took longer than {limits[name]:g} s") for name in late]
         return Facts(
             today=today or date.today(),
             **{name: value for name, value in seen.items() if value is not None},

@@ -14,6 +14,7 @@ from legacy_cuda.catalog import Flavour, Gpu
 
 if TYPE_CHECKING:
     from legacy_cuda.audit import Library as CodeOfLibrary
+    from legacy_cuda.nvml import Snapshot
 
 T = TypeVar("T")
 Platform = Literal["WSL2", "Jetson"]
@@ -260,10 +261,12 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An IOMMU group that an NVIDIA device is in."""
+    """An IOMMU group that an NVIDIA device is in. ``translation`` is its type: ``DMA`` and
+    ``DMA-FQ`` translate addresses, ``identity`` does not."""
 
     number: str
     devices: tuple[Neighbour, ...]
+    translation: Fact[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,5 +315,6 @@ class Facts:
     containers: ContainerFacts | None = None
     virtual: VirtualFacts | None = None
     nixos: NixosFacts | None = None
+    nvml: Fact[Snapshot] | None = None
     failures: tuple[Failure, ...] = ()
     named: tuple[Gpu, ...] = ()

@@ -15,7 +15,7 @@ from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Branch, CatalogError, Gpu, PowerPlug, version_tuple
 from legacy_cuda.catalog.doctor import Confidence, Rule, Severity, find_rule
-from legacy_cuda.doctor import software
+from legacy_cuda.doctor import live, software
 from legacy_cuda.doctor.cards import (
     Evidence,
     Seen,
@@ -173,7 +173,8 @@ def _compiles(branch: Branch, version: str, kernel: tuple[int, int]) -> bool:
 
 
 def releases_differ(facts: Facts) -> Seen:
-    """D5: libcuda is of another release than the kernel module."""
+    """D5: libcuda is of another release than the kernel module, or NVML says that it is."""
+    yield from live.releases_differ(facts)
     if facts.driver is None or facts.driver.version is None or facts.libraries is None:
         return
     version = facts.driver.version
@@ -370,6 +371,7 @@ FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "H7": several_dies,
     "H8": narrow_link,
     **software.FACT_RULES,
+    **live.FACT_RULES,
 }
 
 # -------------------------------------------------------------------- what a log's lines name

@@ -23,6 +23,10 @@ _FA_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 (ggml-cuda/fattn.cu, ggml-org/llama.cpp #27109)."""
 _BARE = re.compile(r"\bcospi ?\( ?double x ?\)$")
 """A declaration without a word on exceptions behind it."""
+_NCCL = ("vllm", "sglang")
+_TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp", "--tp-size", "--tp")
+_TRANSLATED = ("DMA", "DMA-FQ")
+"""Types of IOMMU groups whose devices see translated addresses (sysfs-kernel-iommu_groups)."""
 _CUDNN = re.compile(r"nvidia-cudnn-cu\d\d")
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6})*")
 
@@ -241,6 +245,44 @@ def vllm_bfloat16(facts: Facts) -> Seen:
             yield Evidence(text, service.command.source, known[0].gpu)
 
 
+def awq(facts: Facts) -> Seen:
+    """E5: a service starts vLLM with AWQ, and a card is older than its kernels."""
+    oldest = Capability.parse(find_rule("E5").limits["capability"])
+    for service in _services(facts, "vllm"):
+        kind = option(service.command.value, ("--quantization", "-q"))
+        for card in _kinds(facts) if kind == "awq" else ():
+            if card.gpu.capability < oldest:
+                text = f"{service.unit}: --quantization awq; {where(card)}"
+                yield Evidence(text, service.command.source, card.gpu)
+
+
+def direct_copies_translated(facts: Facts) -> Seen:
+    """E6: a service divides a model over cards whose direct copies an IOMMU translates. Cards on
+    SXM2 boards, which are joined by NVLink, are left out."""
+    virtual = facts.virtual
+    if virtual is None or virtual.guest is not None:
+        return
+    apart = [card for card in cards(facts) if card.gpu.legacy and "SXM" not in card.gpu.product]
+    addresses = {card.device.address for card in apart}
+    groups = [
+        (item.number, item.translation)
+        for item in virtual.groups
+        if item.translation is not None
+        and item.translation.value in _TRANSLATED
+        and any(device.address in addresses for device in item.devices)
+    ]
+    for service in _services(facts) if len(groups) > 1 else ():
+        said = option(service.command.value, _TENSOR_PARALLEL) if service.engine in _NCCL else None
+        if said not in (None, "", "1") and service.variable("NCCL_P2P_DISABLE") != "1":
+            numbers = ", ".join(number for number, _ in groups)
+            kind = groups[0][1]
+            yield Evidence(
+                f"{service.unit}: tensor parallelism over {said} cards; IOMMU groups {numbers}: "
+                f"{kind.value}",
+                kind.source,
+            )
+
+
 def option(words: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     """The value of a command's option: ``--name value`` or ``--name=value``, the last one."""
     value = None
@@ -390,6 +432,8 @@ FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "P14": bitsandbytes_without_code,
     "E1": vllm_bfloat16,
     "E3": nameless_vllm,
+    "E5": awq,
+    "E6": direct_copies_translated,
     "E7": ollama_without_libraries,
     "E11": kv_cache_without_flash_attention,
     "E12": kv_cache_on_the_cpu,

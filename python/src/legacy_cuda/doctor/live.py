@@ -1,0 +1,181 @@
+"""Rules about what the driver says of the GPUs while they are looked at.
+
+As those in :mod:`legacy_cuda.doctor.rules`: pure functions from facts to evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from legacy_cuda import catalog
+from legacy_cuda.catalog import Gpu
+from legacy_cuda.doctor.cards import Evidence, Seen, cards, where
+from legacy_cuda.doctor.facts import Facts
+
+if TYPE_CHECKING:
+    from legacy_cuda.nvml import Device
+
+MIB = 1 << 20
+SLOW = 1.0
+"""Seconds. A driver that keeps its GPUs awake answers in about a tenth of one; nvidia-smi is felt
+to be slow from here on."""
+_HEAT = ("sw_thermal_slowdown", "hw_thermal_slowdown")
+_ONE_STATE = ("GP100", "GV100")
+"""Chips that have one performance state, P0 (sasha0552/nvidia-pstated #6, #7)."""
+
+
+def _seen(facts: Facts) -> Iterator[tuple[Device, Gpu | None, str]]:
+    """Every GPU that NVML lists: its card, where the catalog has it, and words for it."""
+    known = {card.device.address: card for card in cards(facts)}
+    for device in facts.nvml.value.devices if facts.nvml else ():
+        card = known.get(device.pci_address or "")
+        if card is not None:
+            yield device, card.gpu, where(card)
+            continue
+        gpu = catalog.identify(device.pci_id or "", device.memory_total_bytes)
+        name = device.name or f"GPU {device.index}"
+        yield device, gpu, f"{name} at {device.pci_address}" if device.pci_address else name
+
+
+def summary(facts: Facts) -> Iterator[str]:
+    """What each GPU that answers is at, in words."""
+    for device, _, words in _seen(facts):
+        if device.failure is not None:
+            continue
+        said = []
+        if device.temperature_c is not None:
+            said.append(f"{device.temperature_c} C")
+        if device.power_w is not None:
+            limit = device.power_enforced_limit_w
+            said.append(f"{device.power_w:.0f}{f' of {limit:.0f}' if limit else ''} W")
+        if device.pstate is not None:
+            said.append(f"P{device.pstate}")
+        if device.memory_used_bytes is not None and device.memory_total_bytes:
+            used, total = device.memory_used_bytes // MIB, device.memory_total_bytes // MIB
+            said.append(f"{used} of {total} MiB used")
+        if said:
+            yield f"{words}: {', '.join(said)}"
+
+
+def releases_differ(facts: Facts) -> Seen:
+    """D5: NVML itself refuses the kernel module."""
+    error = facts.nvml.value.error if facts.nvml else None
+    if facts.nvml is not None and error is not None and error.error == "LIB_RM_VERSION_MISMATCH":
+        yield Evidence(f"NVML: {error}", facts.nvml.source)
+
+
+def asleep(facts: Facts) -> Seen:
+    """D12: the driver starts its GPUs anew for every program, and took its time for this one.
+
+    Silent where there is a Kepler card: setting persistence mode may have halted hosts with K80s.
+    """
+    if facts.nvml is None or facts.nvml.value.duration_s < SLOW:
+        return
+    found = list(_seen(facts))
+    if any(gpu is not None and gpu.facts.architecture == "Kepler" for _, gpu, _ in found):
+        return
+    for device, gpu, words in found:
+        idle = device.processes == () and device.display_active is False
+        if device.persistence is False and idle and device.failure is None:
+            yield Evidence(
+                f"{words}: persistence mode is off; the driver took "
+                f"{facts.nvml.value.duration_s:.1f} s to answer",
+                facts.nvml.source,
+                gpu,
+            )
+
+
+def lost(facts: Facts) -> Seen:
+    """H2: NVML says that a GPU is lost."""
+    for device, gpu, words in _seen(facts):
+        if device.failure is not None and device.failure.error == "GPU_IS_LOST":
+            yield Evidence(
+                f"{words}: {device.failure}", facts.nvml.source if facts.nvml else "", gpu
+            )
+
+
+def too_hot(facts: Facts) -> Seen:
+    """H3: the clocks are lowered for heat."""
+    for device, gpu, words in _seen(facts):
+        reasons = [item for item in device.throttle_reasons or () if item in _HEAT]
+        if facts.nvml is None or not reasons:
+            continue
+        said = [", ".join(reasons)]
+        if device.temperature_c is not None:
+            said.insert(0, f"{device.temperature_c} C")
+        if device.clock_sm_mhz is not None and device.clock_sm_max_mhz:
+            said.append(f"{device.clock_sm_mhz} of {device.clock_sm_max_mhz} MHz")
+        yield Evidence(f"{words}: {'; '.join(said)}", facts.nvml.source, gpu)
+
+
+def _waits(device: Device) -> bool:
+    """Whether programs hold memory of it and nothing was computed in the last sampling period."""
+    return bool(device.processes) and device.utilization_percent == 0
+
+
+def awake_for_nothing(facts: Facts) -> Seen:
+    """H4: a Tesla of Pascal's smaller chips that nothing is computed on stays in its highest state,
+    because a program holds memory of it."""
+    for device, gpu, words in _seen(facts):
+        if facts.nvml is None or gpu is None or not gpu.legacy or not gpu.data_center:
+            continue
+        if gpu.facts.architecture != "Pascal" or gpu.chip in _ONE_STATE:
+            continue
+        if device.pstate == 0 and _waits(device) and device.power_w is not None:
+            yield Evidence(
+                f"{words}: P0 and {device.power_w:.0f} W at 0 % use, "
+                f"{(device.memory_used_bytes or 0) // MIB} MiB held",
+                facts.nvml.source,
+                gpu,
+            )
+
+
+def one_state(facts: Facts) -> Seen:
+    """H5: a card with one performance state holds a program's memory and computes nothing."""
+    for device, gpu, words in _seen(facts):
+        if facts.nvml is None or gpu is None or gpu.chip not in _ONE_STATE:
+            continue
+        if _waits(device) and device.power_w is not None and device.clock_sm_mhz is not None:
+            yield Evidence(
+                f"{words}: {device.power_w:.0f} W and {device.clock_sm_mhz} MHz at 0 % use",
+                facts.nvml.source,
+                gpu,
+            )
+
+
+def ecc_takes_memory(facts: Facts) -> Seen:
+    """H6: ECC is on, and stays on, on a card that keeps its check bits in its memory."""
+    for device, gpu, words in _seen(facts):
+        if facts.nvml is None or gpu is None or not (gpu.memory_type or "").startswith("GDDR"):
+            continue
+        if device.ecc and device.ecc_pending is not False and device.memory_total_bytes:
+            yield Evidence(
+                f"{words}: ECC is on, {device.memory_total_bytes // MIB} of {gpu.memory_mib} MiB",
+                facts.nvml.source,
+                gpu,
+            )
+
+
+def memory_errors(facts: Facts) -> Seen:
+    """H10: errors that ECC could not mend since the driver was loaded, or memory to be retired."""
+    for device, gpu, words in _seen(facts):
+        said = []
+        if device.ecc_uncorrected_volatile:
+            count = device.ecc_uncorrected_volatile
+            said.append(f"{count} uncorrected memory errors since the driver was loaded")
+        if device.retired_pages_pending:
+            said.append("pages of its memory wait to be retired")
+        if facts.nvml is not None and said:
+            yield Evidence(f"{words}: {'; '.join(said)}", facts.nvml.source, gpu)
+
+
+FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
+    "D12": asleep,
+    "H2": lost,
+    "H3": too_hot,
+    "H4": awake_for_nothing,
+    "H5": one_state,
+    "H6": ecc_takes_memory,
+    "H10": memory_errors,
+}
