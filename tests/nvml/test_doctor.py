@@ -9,7 +9,7 @@ import json
 import tarfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from legacy_cuda.doctor import examine as examining
 from legacy_cuda.doctor import live
 from legacy_cuda.doctor.cards import cards
 from legacy_cuda.doctor.diagnosis import diagnose
-from legacy_cuda.doctor.facts import Fact, Facts
+from legacy_cuda.doctor.facts import Answer, Fact, Facts, LoadedModel
 from legacy_cuda.doctor.place import Place
 from legacy_cuda.doctor.probes import nvml as probe
 from legacy_cuda.nvml import Device, Snapshot
@@ -55,6 +55,52 @@ def slow(gpu: str, **keys: Any) -> dict[str, Any]:
     return one(gpu, **{"persistence": False, "hangs": hangs, **keys})
 
 
+@dataclass(frozen=True)
+class Running:
+    """A machine, what its engines answer, and what else is in its tree."""
+
+    machine: Any
+    answers: tuple[Answer, ...] = ()
+    tree: Callable[[Machine], object] = lambda _: None
+
+
+def ollama(on_gpu: float, size: float = 5.7) -> Answer:
+    """What Ollama says of a model, in GiB."""
+    model = LoadedModel("qwen3:8b", round(size * 2**30), round(on_gpu * 2**30))
+    return Answer("ollama", "ollama.service", "http://127.0.0.1:11434/api/ps", (model,))
+
+
+READY = Answer("llama-cpp", "process 4711", "http://127.0.0.1:8080/health")
+
+
+def process(*words: str, more: Callable[[Machine], object] = lambda _: None) -> Any:
+    """A tree with a process."""
+
+    def make(machine: Machine) -> None:
+        machine.write("/proc/4711/cmdline", "".join(f"{word}\0" for word in words))
+        more(machine)
+
+    return make
+
+
+SERVER = ("/opt/llama/llama-server", "-m", "/models/a.gguf")
+FREE: dict[str, Any] = {"ecc": False}
+
+
+def runtime(cgroups: str, mode: str = "auto", daemon: bool = True) -> Callable[[Machine], object]:
+    def make(machine: Machine) -> None:
+        machine.write("/usr/bin/docker", "")
+        if daemon:
+            text = '{"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}'
+            machine.write("/etc/docker/daemon.json", text)
+        machine.write(
+            "/etc/nvidia-container-runtime/config.toml",
+            f"[nvidia-container-cli]\n{cgroups}\n[nvidia-container-runtime]\nmode = '{mode}'\n",
+        )
+
+    return make
+
+
 P40 = "Tesla P40 (6.1) at 0000:01:00.0"
 #: By rule: a machine, the texts that it prints, and machines that are nearly like it.
 CASES: dict[str, tuple[Any, list[str], list[Any]]] = {
@@ -68,6 +114,45 @@ CASES: dict[str, tuple[Any, list[str], list[Any]]] = {
             slow("p40", processes=HELD),
             slow("k80"),
         ],
+    ),
+    "E9": (
+        Running("p40x2", (ollama(3.1),)),
+        ["qwen3:8b: 3.1 of 5.7 GiB on the GPU"],
+        [
+            Running("p40x2", (ollama(5.7),)),
+            Running("p40x2", (Answer("ollama", "ollama.service", "x"),)),
+            Running("p40x2", (READY,)),
+        ],
+    ),
+    "E21": (
+        Running("p40x2", tree=runtime("no-cgroups = true")),
+        ["no-cgroups = true, and Docker's daemon.json names the runtime nvidia"],
+        [
+            Running("p40x2", tree=runtime("no-cgroups = false")),
+            Running("p40x2", tree=runtime("#no-cgroups = true")),
+            Running("p40x2", tree=runtime("no-cgroups = true", mode="cdi")),
+            Running("p40x2", tree=runtime("no-cgroups = true", daemon=False)),  # rootless
+        ],
+    ),
+    "E22": (
+        Running(one("p40", **FREE), (READY,), process(*SERVER)),
+        ["process 4711 is ready; NVML lists it on no GPU"],
+        [
+            Running(one("p40", processes=HELD, **FREE), (READY,), process(*SERVER)),
+            Running(one("p40", **FREE), (READY,), process(*SERVER, "-ngl", "0")),
+            Running(one("p40", **FREE), (), process(*SERVER)),  # not ready yet
+            Running(
+                one("p40", **FREE),
+                (READY,),
+                process(*SERVER, more=lambda m: m.write("/.dockerenv", "")),
+            ),
+            Running(one("p40", processes=HELD, **FREE), (ollama(5.7),)),
+        ],
+    ),
+    "E23": (
+        Running("p40x2", (Answer("vllm", "ai.service", "http://127.0.0.1:8000/metrics", (), 7.0),)),
+        ["7 requests were preempted"],
+        [Running("p40x2", (Answer("vllm", "ai.service", "x", (), 0.0),)), "p40x2"],
     ),
     "H2": (
         "broken-lost",
@@ -125,9 +210,10 @@ CASES: dict[str, tuple[Any, list[str], list[Any]]] = {
 }
 
 
-def seen(machine: Mapping[str, Any] | str, start: Start, root: Path) -> Facts:
+def seen(case: Running | Mapping[str, Any] | str, start: Start, root: Path) -> Facts:
     """The facts of a machine: its tree, and what NVML says of it."""
-    made = start(machine).machine
+    running = case if isinstance(case, Running) else Running(case)
+    made = start(running.machine).machine
     branch = next(item for item in catalog.branches() if item.branch == made["driver_branch"])
     tree = Machine(root / "tree", version=branch.latest)
     number = 0
@@ -135,7 +221,9 @@ def seen(machine: Mapping[str, Any] | str, start: Start, root: Path) -> Facts:
         for _ in range(catalog.find_gpu(card["gpu"]).dies):
             number += 1
             tree.gpu(card["gpu"], f"0000:{number:02x}:00.0", "nvidia")
-    return replace(tree.facts(), nvml=Fact(nvml.snapshot(PATIENCE), probe.SOURCE))
+    running.tree(tree)
+    found = Fact(nvml.snapshot(PATIENCE), probe.SOURCE)
+    return replace(tree.facts(), nvml=found, apis=running.answers)
 
 
 def test_every_rule_has_machines() -> None:
@@ -152,7 +240,9 @@ def test_where_a_rule_fires(rule_id: str, start: Start, tmp_path: Path) -> None:
         assert shown[0].startswith(before) and shown[0].endswith(after)
     else:
         assert shown == texts
-    assert {item.source for item in found[rule_id].evidence} == {"NVML"}
+    for item in found[rule_id].evidence:
+        on_disk = (tmp_path / "tree" / item.source.lstrip("/")).exists()
+        assert item.source == "NVML" or item.source.startswith("http://127.0.0.1:") or on_disk
     for line in (found[rule_id].cause, *found[rule_id].fix):
         assert "?" not in line and "{" not in line
 
@@ -162,8 +252,42 @@ def test_where_a_rule_fires(rule_id: str, start: Start, tmp_path: Path) -> None:
 )
 def test_where_it_nearly_does(rule_id: str, number: int, start: Start, tmp_path: Path) -> None:
     facts = seen(CASES[rule_id][2][number], start, tmp_path)
-    assert facts.nvml is not None and facts.nvml.value.devices
+    assert facts.nvml is not None and facts.nvml.value.devices and not facts.failures
     assert rule_id not in {item.rule.id for item in diagnose(facts).findings}
+
+
+def test_ollama_that_says_it_is_on_the_gpu(start: Start, tmp_path: Path) -> None:
+    facts = seen(Running(one("p40", **FREE), (ollama(5.7),)), start, tmp_path)
+    (found,) = diagnose(facts).findings
+    assert found.rule.id == "E22"
+    assert found.evidence[0].text == (
+        "Ollama has a model on the GPU, and NVML lists no process on any GPU"
+    )
+
+
+def test_what_follows_from_a_driver_that_ollama_cannot_use(start: Start, tmp_path: Path) -> None:
+    """The cause is in front, what Ollama does because of it below."""
+    unit = "[Service]\nExecStart=/usr/bin/ollama serve\nEnvironment=CUDA_VISIBLE_DEVICES=\n"
+    facts = seen(
+        Running(
+            one("p40", **FREE),
+            (ollama(0),),
+            lambda m: m.write("/etc/systemd/system/ollama.service", unit),
+        ),
+        start,
+        tmp_path,
+    )
+    (cause,) = diagnose(facts).causes
+    assert cause.finding.rule.id == "E17"
+    assert [item.rule.id for item in cause.follows] == ["E9"]
+
+
+def test_a_container_that_lost_its_gpus(start: Start, tmp_path: Path) -> None:
+    machine = {**one("p40"), "init_error": "UNKNOWN"}
+    container = Running(machine, tree=lambda m: m.write("/.dockerenv", ""))
+    (found,) = diagnose(seen(container, start, tmp_path)).findings
+    assert (found.rule.id, found.evidence[0].text) == ("E21", "NVML: unknown (nvmlInit)")
+    assert diagnose(seen(machine, start, tmp_path / "host")).findings == ()
 
 
 def test_a_module_of_another_release(start: Start, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from legacy_cuda.doctor.facts import Facts, Failure
 from legacy_cuda.doctor.place import Place
 from legacy_cuda.doctor.probes import (
+    apis,
     build,
     code,
     containers,
@@ -45,6 +46,7 @@ PROBES: Mapping[str, Probe] = {
     "build": build.look,
     "engines": engines.look,
     "journals": journals.look,
+    "apis": apis.look,
     "containers": containers.look,
     "virtual": virtual.look,
     "nixos": nixos.look,

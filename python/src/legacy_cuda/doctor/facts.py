@@ -223,10 +223,33 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """Services, and the CUDA versions that Ollama's folders of libraries are for, a folder each."""
+    """Services, the processes of engines that run (each as a service of the name ``process N``),
+    and the CUDA versions that Ollama's folders of libraries are for, a folder each."""
 
     services: tuple[Service, ...]
     ollama: tuple[Fact[tuple[int, ...]], ...]
+    processes: tuple[Service, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that Ollama has loaded, and how much of it lies on GPUs, in bytes."""
+
+    name: str
+    size: int
+    on_gpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an engine says of itself where it listens: Ollama its ``models``, vLLM how many requests
+    it ``preempted``, llama-server that it is ready. ``unit`` is what named the port."""
+
+    engine: str
+    unit: str
+    source: str
+    models: tuple[LoadedModel, ...] = ()
+    preempted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +265,15 @@ class Journal:
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
     """Programs that start containers; lists of NVIDIA's devices for them (CDI) with the release of
-    libcuda that each names; what names NVIDIA's runtime to Docker; the toolkit's programs."""
+    libcuda that each names; what names NVIDIA's runtime to Docker; the toolkit's programs; whether
+    the toolkit is told to let cgroups alone, as rootless containers need it; its runtime's mode."""
 
     programs: tuple[Fact[str], ...]
     lists: tuple[Fact[str | None], ...]
     runtime: Fact[str] | None
     toolkit: Fact[str] | None
+    no_cgroups: Fact[bool] | None = None
+    mode: Fact[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +338,7 @@ class Facts:
     build: BuildFacts | None = None
     engines: EngineFacts | None = None
     journals: tuple[Journal, ...] | None = None
+    apis: tuple[Answer, ...] | None = None
     containers: ContainerFacts | None = None
     virtual: VirtualFacts | None = None
     nixos: NixosFacts | None = None

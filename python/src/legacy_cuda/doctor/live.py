@@ -1,4 +1,4 @@
-"""Rules about what the driver says of the GPUs while they are looked at.
+"""Rules about what runs now: what the driver says of the GPUs, and engines of themselves.
 
 As those in :mod:`legacy_cuda.doctor.rules`: pure functions from facts to evidence.
 """
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
-from legacy_cuda.doctor.cards import Evidence, Seen, cards, where
-from legacy_cuda.doctor.facts import Facts
+from legacy_cuda.doctor import units
+from legacy_cuda.doctor.cards import Evidence, Seen, cards, present, where
+from legacy_cuda.doctor.facts import Facts, Service
 
 if TYPE_CHECKING:
     from legacy_cuda.nvml import Device
@@ -170,8 +171,84 @@ def memory_errors(facts: Facts) -> Seen:
             yield Evidence(f"{words}: {'; '.join(said)}", facts.nvml.source, gpu)
 
 
+# ------------------------------------------------------------------------ engines, containers
+
+
+def ollama_on_the_cpu(facts: Facts) -> Seen:
+    """E9: a model that Ollama has loaded is not on the GPUs, or not wholly."""
+    for answer in facts.apis or () if _gpu_is_there(facts) else ():
+        for model in answer.models:
+            if model.on_gpu < model.size:
+                yield Evidence(
+                    f"{model.name}: {model.on_gpu / 2**30:.1f} of {model.size / 2**30:.1f} GiB on "
+                    "the GPU",
+                    answer.source,
+                )
+
+
+def _gpu_is_there(facts: Facts) -> bool:
+    return bool(present(facts) or (facts.nvml and facts.nvml.value.devices))
+
+
+def engine_without_gpu(facts: Facts) -> Seen:
+    """E22: llama-server is ready, or Ollama says that a model is on the GPU, and NVML lists no
+    process of it. In a container NVML numbers processes otherwise, so nothing is said there."""
+    inside = facts.system is None or facts.system.container is not None
+    devices = facts.nvml.value.devices if facts.nvml else ()
+    if inside or not devices or any(device.processes is None for device in devices):
+        return
+    there = {process.pid for device in devices for process in device.processes or ()}
+    running = facts.engines.processes if facts.engines else ()
+    for answer in facts.apis or ():
+        if answer.engine == "ollama" and any(model.on_gpu for model in answer.models):
+            if not there:
+                text = "Ollama has a model on the GPU, and NVML lists no process on any GPU"
+                yield Evidence(text, answer.source)
+            continue
+        own = [item for item in running if item.engine == answer.engine == "llama-cpp"]
+        wanted = [item for item in own if not _meant_for_the_cpu(item)]
+        pids = {int(item.unit.rpartition(" ")[2]) for item in own}
+        if wanted and not pids & there:
+            text = f"{wanted[0].unit} is ready; NVML lists it on no GPU"
+            yield Evidence(text, wanted[0].command.source)
+
+
+def _meant_for_the_cpu(service: Service) -> bool:
+    words = service.command.value
+    layers = units.option(words, ("-ngl", "--gpu-layers", "--n-gpu-layers"))
+    return layers == "0" or units.option(words, ("-dev", "--device")) == "none"
+
+
+def requests_put_back(facts: Facts) -> Seen:
+    """E23: vLLM had no room for the KV cache of requests that it had begun."""
+    for answer in facts.apis or ():
+        if answer.preempted:
+            yield Evidence(f"{answer.preempted:.0f} requests were preempted", answer.source)
+
+
+def devices_taken_away(facts: Facts) -> Seen:
+    """E21: in a container NVML answers with an unknown error; or NVIDIA's runtime for Docker is
+    told to let cgroups alone, which is right for rootless Docker only."""
+    error = facts.nvml.value.error if facts.nvml else None
+    inside = facts.system is not None and facts.system.container is not None
+    if facts.nvml is not None and inside and error is not None and error.error == "UNKNOWN":
+        yield Evidence(f"NVML: {error}", facts.nvml.source)
+    containers = facts.containers
+    if containers is None or inside or containers.runtime is None:
+        return
+    if containers.no_cgroups is not None and containers.no_cgroups.value:
+        legacy = containers.mode is None or containers.mode.value in ("auto", "legacy")
+        if legacy and any(program.value == "docker" for program in containers.programs):
+            text = "no-cgroups = true, and Docker's daemon.json names the runtime nvidia"
+            yield Evidence(text, containers.no_cgroups.source)
+
+
 FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "D12": asleep,
+    "E9": ollama_on_the_cpu,
+    "E21": devices_taken_away,
+    "E22": engine_without_gpu,
+    "E23": requests_put_back,
     "H2": lost,
     "H3": too_hot,
     "H4": awake_for_nothing,

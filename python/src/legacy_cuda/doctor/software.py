@@ -240,7 +240,7 @@ def vllm_bfloat16(facts: Facts) -> Seen:
     if not known or any(card.gpu.facts.bf16 for card in known):
         return
     for service in _services(facts, "vllm"):
-        if option(service.command.value, ("--dtype",)) == "bfloat16":
+        if units.option(service.command.value, ("--dtype",)) == "bfloat16":
             text = f"{service.unit}: --dtype bfloat16; {where(known[0])}"
             yield Evidence(text, service.command.source, known[0].gpu)
 
@@ -249,7 +249,7 @@ def awq(facts: Facts) -> Seen:
     """E5: a service starts vLLM with AWQ, and a card is older than its kernels."""
     oldest = Capability.parse(find_rule("E5").limits["capability"])
     for service in _services(facts, "vllm"):
-        kind = option(service.command.value, ("--quantization", "-q"))
+        kind = units.option(service.command.value, ("--quantization", "-q"))
         for card in _kinds(facts) if kind == "awq" else ():
             if card.gpu.capability < oldest:
                 text = f"{service.unit}: --quantization awq; {where(card)}"
@@ -272,7 +272,11 @@ def direct_copies_translated(facts: Facts) -> Seen:
         and any(device.address in addresses for device in item.devices)
     ]
     for service in _services(facts) if len(groups) > 1 else ():
-        said = option(service.command.value, _TENSOR_PARALLEL) if service.engine in _NCCL else None
+        said = (
+            units.option(service.command.value, _TENSOR_PARALLEL)
+            if service.engine in _NCCL
+            else None
+        )
         if said not in (None, "", "1") and service.variable("NCCL_P2P_DISABLE") != "1":
             numbers = ", ".join(number for number, _ in groups)
             kind = groups[0][1]
@@ -281,16 +285,6 @@ def direct_copies_translated(facts: Facts) -> Seen:
                 f"{kind.value}",
                 kind.source,
             )
-
-
-def option(words: tuple[str, ...], names: tuple[str, ...]) -> str | None:
-    """The value of a command's option: ``--name value`` or ``--name=value``, the last one."""
-    value = None
-    for word, following in zip(words, (*words[1:], ""), strict=True):
-        name, equals, said = word.partition("=")
-        if name in names:
-            value = said if equals else following
-    return value
 
 
 def ollama_without_libraries(facts: Facts) -> Seen:
@@ -326,13 +320,13 @@ def kv_cache_on_the_cpu(facts: Facts) -> Seen:
     do not take."""
     for service in _services(facts, "llama-cpp") if present(facts) else ():
         words = service.command.value
-        flash = option(words, ("-fa", "--flash-attn"))
+        flash = units.option(words, ("-fa", "--flash-attn"))
         if flash is None:
             flash = service.variable("LLAMA_ARG_FLASH_ATTN") or "auto"
         if flash in ("auto", "off", "0", "false", "disabled"):
             continue
         key, value = (
-            option(words, (f"-ct{short}", f"--cache-type-{short}"))
+            units.option(words, (f"-ct{short}", f"--cache-type-{short}"))
             or service.variable(f"LLAMA_ARG_CACHE_TYPE_{short.upper()}")
             or "f16"
             for short in "kv"
