@@ -156,7 +156,7 @@ CASES: dict[str, tuple[Any, list[str], list[Any]]] = {
     ),
     "H2": (
         "broken-lost",
-        ["GPU 1: gpu is lost (nvmlDeviceGetHandleByIndex)"],
+        ["Tesla P40 (6.1) at 0000:02:00.0: gpu is lost (nvmlDeviceGetHandleByIndex)"],
         ["p40x2", "broken-unknown", "broken-no-permission"],
     ),
     "H3": (

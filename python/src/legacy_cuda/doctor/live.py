@@ -29,8 +29,13 @@ _ONE_STATE = ("GP100", "GV100")
 def _seen(facts: Facts) -> Iterator[tuple[Device, Gpu | None, str]]:
     """Every GPU that NVML lists: its card, where the catalog has it, and words for it."""
     known = {card.device.address: card for card in cards(facts)}
-    for device in facts.nvml.value.devices if facts.nvml else ():
+    devices = facts.nvml.value.devices if facts.nvml else ()
+    unseen = set(known) - {device.pci_address for device in devices}
+    nameless = [device for device in devices if device.pci_address is None]
+    for device in devices:
         card = known.get(device.pci_address or "")
+        if len(unseen) == len(nameless) == 1 and device in nameless:
+            card = known[min(unseen)]  # a lost GPU does not tell where it is
         if card is not None:
             yield device, card.gpu, where(card)
             continue

@@ -515,6 +515,8 @@ def windows(gpu: Gpu) -> dict[str, str]:
         "branch": last.branch if last else "?",
         "driver": last.latest if last else "?",
         "nixos_driver": (last.nixos_attribute if last else None) or "production",
+        "debian_driver": last.debian_driver if last else "?",
+        "debian_libcuda": last.debian_libcuda if last else "?",
         "toolkit": catalog.dotted(toolkits[-1].version) if toolkits else "?",
         "nix_toolkit": "{}_{}".format(*toolkits[-1].version) if toolkits else "?",
         "gcc": str(toolkits[-1].gcc_max) if toolkits else "?",
