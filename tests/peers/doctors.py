@@ -1,12 +1,12 @@
-"""Which tool names the root cause of ten broken machines: doctor, env-doctor, collect_env, nvidia-smi.
+"""Which of doctor, env-doctor, collect_env and nvidia-smi names what is wrong with ten machines.
 
     python -m tests.peers.doctors --env-doctor PYTHON --torch PYTHON [--nvidia-smi FILE] [--show]
 
 PYTHON is that of an environment with env-doctor 0.3.5, and of one with PyTorch and pip; FILE is
-Debian's nvidia-smi, unpacked. Prints a table in Markdown; ``--show`` prints what the tools wrote too.
+Debian's nvidia-smi, unpacked. Prints a table in Markdown; ``--show`` prints what the tools wrote.
 
 Each machine is a tree (for the doctor, which reads files) and a stand-in for NVML (for all). The
-others look at no files of a driver, so that the tree is no loss to them. They get nvidia-smi through
+others look at no files of a driver, so that the tree is no loss to them. They get nvidia-smi by
 ``nvidia_smi.py``, and env-doctor a torch that says of itself what the release in question says.
 A tool names the cause if it prints one of the words that stand with the machine here.
 """

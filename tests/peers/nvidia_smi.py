@@ -1,8 +1,8 @@
 """What env-doctor and torch's collect_env ask of nvidia-smi, answered through nvidia-ml-py.
 
 The real one refuses every stand-in of NVML that starts: it wants a table of functions that NVIDIA
-keeps to itself (nvmlInternalGetExportTable). So this stands in for it, for these two tools only; the
-texts of errors are those that nvidia-smi prints.
+keeps to itself (nvmlInternalGetExportTable). So this stands in for it, for these two tools only;
+the texts of errors are those that nvidia-smi prints.
 """
 
 from __future__ import annotations

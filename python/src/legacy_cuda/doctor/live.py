@@ -76,7 +76,7 @@ def asleep(facts: Facts) -> Seen:
 
     Silent where there is a Kepler card: setting persistence mode may have halted hosts with K80s.
     """
-    if facts.nvml is None or facts.nvml.value.duration_s < SLOW:
+    if facts.nvml is None or facts.nvml.value.start_s < SLOW:
         return
     found = list(_seen(facts))
     if any(gpu is not None and gpu.facts.architecture == "Kepler" for _, gpu, _ in found):
@@ -86,7 +86,7 @@ def asleep(facts: Facts) -> Seen:
         if device.persistence is False and idle and device.failure is None:
             yield Evidence(
                 f"{words}: persistence mode is off; the driver took "
-                f"{facts.nvml.value.duration_s:.1f} s to answer",
+                f"{facts.nvml.value.start_s:.1f} s to start",
                 facts.nvml.source,
                 gpu,
             )
