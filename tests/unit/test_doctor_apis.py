@@ -104,7 +104,7 @@ def test_llama_server_and_vllm(serve: Serve) -> None:
     [
         (service("ollama"), 11434),
         (service("ollama", OLLAMA_HOST="0.0.0.0"), 11434),
-        (service("ollama", OLLAMA_HOST="http://localhost:9000/"), 9000),
+        (service("ollama", OLLAMA_HOST="http://127.0.0.1:9000/"), 9000),
         (service("ollama", OLLAMA_HOST="[::]:9000"), 9000),
         (service("ollama", OLLAMA_HOST="(hidden)"), None),
         (service("ollama", OLLAMA_HOST="192.0.2.1:9000"), None),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from legacy_cuda.doctor.facts import Facts, Failure
-from legacy_cuda.doctor.place import Place
+from legacy_cuda.doctor.place import Memory, Place
 from legacy_cuda.doctor.probes import (
     apis,
     build,
@@ -41,7 +41,7 @@ PROBES: Mapping[str, Probe] = {
     "kernel": kernel.look,
     "cpu": cpu.look,
     "system": system.look,
-    "python": python.look,
+    "python": lambda place: place.once("python", python.look),
     "code": code.look,
     "build": build.look,
     "engines": engines.look,
@@ -80,9 +80,10 @@ def examine(
     seen: dict[str, Any] = {}
     failures: list[Failure] = []
     lock = threading.Lock()
+    memory = Memory()
 
     def run(name: str, probe: Probe) -> None:
-        place = Place(root)
+        place = Place(root, memory)
         try:
             fact, problems = probe(place), place.problems
         except Exception as error:

@@ -41,11 +41,15 @@ _MOST = 100  # units that are kept
 
 def look(place: Place) -> EngineFacts:
     """Services that are installed, whether they run or not, Ollama's CUDA libraries, processes."""
-    return EngineFacts(tuple(services(place)), tuple(_ollama(place)), tuple(processes(place)))
+    return EngineFacts(services(place), tuple(_ollama(place)), processes(place))
 
 
-def processes(place: Place) -> Iterator[Service]:
+def processes(place: Place) -> tuple[Service, ...]:
     """The processes that are engines, as services named ``process N``."""
+    return place.once("processes", lambda here: tuple(_processes(here)))
+
+
+def _processes(place: Place) -> Iterator[Service]:
     found = 0
     for name in place.names("/proc"):
         path = f"/proc/{name}/cmdline"
@@ -61,8 +65,12 @@ def processes(place: Place) -> Iterator[Service]:
             yield Service(f"process {name}", engine, words, (), None)
 
 
-def services(place: Place) -> Iterator[Service]:
+def services(place: Place) -> tuple[Service, ...]:
     """The services that start an engine."""
+    return place.once("services", lambda here: tuple(_services(here)))
+
+
+def _services(place: Place) -> Iterator[Service]:
     seen: dict[str, str] = {}
     for folder in FOLDERS:
         for name in place.names(folder):
