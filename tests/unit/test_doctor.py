@@ -557,6 +557,25 @@ def test_a_probe_that_fails_or_hangs_is_told(tmp_path: Path) -> None:
     assert facts.pci is None and diagnose(facts).findings == ()
 
 
+def test_what_several_probes_want_is_found_out_once(tmp_path: Path) -> None:
+    """Units are read once for four probes; who asked first tells what could not be read."""
+    found: list[Place] = []
+
+    def find(place: Place) -> int:
+        found.append(place)
+        place.problems.append("/x: no")
+        time.sleep(0.05)
+        return len(found)
+
+    def look(place: Place) -> int:
+        return place.once("units", find)
+
+    facts = examine(tmp_path, TODAY, {"pci": look, "kernel": look, "cpu": look}, seconds=20)
+    assert (facts.pci, facts.kernel, facts.cpu) == (1, 1, 1)
+    assert len(found) == 1 and len(facts.failures) == 1
+    assert Place(tmp_path).once("units", find) == 2  # with a memory of its own
+
+
 @pytest.mark.parametrize("name", ["pci", "driver", "nodes", "libraries", "kernel", "cpu", "system"])
 def test_without_one_probe_nothing_is_made_up(name: str, tmp_path: Path) -> None:
     from legacy_cuda.doctor.examine import PROBES
