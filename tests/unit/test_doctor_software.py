@@ -792,7 +792,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, text: str | None) -> list[str]:
         return system_log.Said(text, f"journalctl --unit {unit}") if text is not None else None
 
     service = Service("ai.service", "ollama", Fact(("ollama",), "/x"), (), None)
-    monkeypatch.setattr(engines, "services", lambda place: iter([service]))
+    monkeypatch.setattr(engines, "services", lambda place: (service,))
     monkeypatch.setattr(system_log, "of_unit", of_unit)
     return units_asked
 
