@@ -23,7 +23,7 @@ from legacy_cuda.cli import main
 from legacy_cuda.doctor import examine as examining
 from legacy_cuda.doctor import live
 from legacy_cuda.doctor.cards import cards
-from legacy_cuda.doctor.diagnosis import diagnose
+from legacy_cuda.doctor.diagnosis import changes, diagnose
 from legacy_cuda.doctor.facts import Answer, Fact, Facts, LoadedModel
 from legacy_cuda.doctor.place import Place
 from legacy_cuda.doctor.probes import nvml as probe
@@ -314,10 +314,17 @@ def test_cards_of_one_id_are_told_apart(name: str, mib: int, start: Start, tmp_p
     assert cards(replace(facts, nvml=None))[0].gpu.name == "m40"
 
 
-def test_what_is_fine_says_how_the_card_is(start: Start, tmp_path: Path) -> None:
-    diagnosis = diagnose(seen("p40x2", start, tmp_path))
-    assert diagnosis.fine[0] == f"{P40}: 71 C, 140 of 140 W, P0, 19456 of 23040 MiB used"
-    assert diagnosis.verdict == "fine"
+def test_how_the_cards_are(start: Start, tmp_path: Path) -> None:
+    facts = seen("p40x2", start, tmp_path)
+    diagnosis = diagnose(facts)
+    assert diagnosis.now[0] == f"{P40}: 71 C, 140 of 140 W, P0, 19456 of 23040 MiB used"
+    assert diagnosis.fine[0] == P40 and diagnosis.verdict == "fine"
+    assert facts.nvml is not None
+    first, second = facts.nvml.value.devices
+    warmer = replace(facts.nvml.value, devices=(replace(first, temperature_c=72), second))
+    after = diagnose(replace(facts, nvml=Fact(warmer, "NVML")))
+    assert after.now != diagnosis.now
+    assert changes(diagnosis, after) == ()  # --watch tells no degrees
 
 
 @pytest.mark.parametrize("gpu", ["10de:2330", "10de:1eb8"])  # an H100, a T4

@@ -245,6 +245,7 @@ def document(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> dict[str,
             for item in (cause.finding, *cause.follows)
         ],
         "fine": list(diagnosis.fine),
+        "now": list(diagnosis.now),
         "not_judged": list(diagnosis.not_judged),
         "failures": plain(diagnosis.failures),
         "log": None if scan is None else {"lines": scan.lines},
@@ -316,6 +317,8 @@ def _show(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> None:
         for number, text in enumerate(diagnosis.fine):
             label = f"  {output.paint('fine', 'green')}   " if number == 0 else " " * _INDENT
             print(label + output.wrapped("", _line(text), _INDENT).lstrip())
+    for number, text in enumerate(diagnosis.now):
+        print(output.wrapped("" if number else "  now", _line(text), _INDENT))
     for text in diagnosis.not_judged:
         print(output.wrapped("  not judged", f" {_line(text)}", 13))
     for failure in diagnosis.failures:
@@ -337,7 +340,7 @@ def _summary(diagnosis: Diagnosis, scan: Scan | None) -> str:
         for severity, count in counts.items()
         if count
     ]
-    judged = bool(diagnosis.fine) or scan is not None
+    judged = bool(diagnosis.fine or diagnosis.now) or scan is not None
     text = ", ".join(words) or ("nothing wrong found" if judged else "nothing was judged")
     style = {"errors": "red", "warnings": "yellow", "fine": "green"}[diagnosis.verdict]
     style = style if words or judged else "yellow"

@@ -25,12 +25,13 @@ class Cause:
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What is wrong, gravest first; what is fine, in words; what could not be found out; what is
-    there and was not judged."""
+    there and was not judged; at what the GPUs are now."""
 
     causes: tuple[Cause, ...]
     fine: tuple[str, ...]
     failures: tuple[Failure, ...]
     not_judged: tuple[str, ...] = ()
+    now: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -58,7 +59,11 @@ def diagnose(facts: Facts) -> Diagnosis:
     for journal in facts.journals or ():
         found += _of_lines(facts, journal.lines, journal.source, rules_of("program"))
     return Diagnosis(
-        group(found), tuple(_fine(facts, found)), facts.failures, tuple(_not_judged(facts))
+        group(found),
+        tuple(_fine(facts, found)),
+        facts.failures,
+        tuple(_not_judged(facts)),
+        tuple(live.summary(facts)),
     )
 
 
@@ -148,16 +153,14 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
     known = cards(facts)
     if facts.pci is None or (not known and any(item.probe == "pci" for item in facts.failures)):
         return
-    answering = list(live.summary(facts))
     if not known:
-        yield from answering
         elsewhere = facts.system is not None and facts.system.platform is not None
-        if not any(device.is_gpu for device in facts.pci) and not elsewhere and not answering:
+        asked = facts.nvml is not None and facts.nvml.value.devices
+        if not any(device.is_gpu for device in facts.pci) and not elsewhere and not asked:
             yield "no NVIDIA GPU among the PCI devices: nothing to examine"
         return
     for card in known:
-        words = where(card)
-        yield next((text for text in answering if text.startswith(f"{words}:")), words)
+        yield where(card)
     driver = facts.driver
     bound = all(item.device.driver and item.device.driver.value == "nvidia" for item in known)
     wrong = {"D1", "D2", "D3", "D6", "D7", "E15", "H2", "S1", "S3"}
