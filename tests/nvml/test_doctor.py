@@ -315,8 +315,9 @@ def test_cards_of_one_id_are_told_apart(name: str, mib: int, start: Start, tmp_p
 
 
 def test_how_the_cards_are(start: Start, tmp_path: Path) -> None:
-    facts = seen("p40x2", start, tmp_path)
+    facts = seen(Running("p40x2", (ollama(5.7),)), start, tmp_path)
     diagnosis = diagnose(facts)
+    assert diagnosis.now[-1] == "Ollama: qwen3:8b: 100 % on the GPU"
     assert diagnosis.now[0] == f"{P40}: 71 C, 140 of 140 W, P0, 19456 of 23040 MiB used"
     assert diagnosis.fine[0] == P40 and diagnosis.verdict == "fine"
     assert facts.nvml is not None

@@ -30,7 +30,8 @@ def add(subparsers: Any) -> None:
         help="what is wrong with this machine or a log, why, and the fix",
         description="Look at this machine's GPUs, driver, libraries and kernel log, or at a log, "
         "and say what is wrong, why, and what mends it: causes first, what follows below them. "
-        "Reads files only; the one thing it runs is dmesg or journalctl. Changes nothing.",
+        "Reads files, dmesg or journalctl, the driver through NVML, and what engines answer on "
+        "127.0.0.1. Changes nothing.",
         epilog="examples:\n"
         "  legacy-cuda doctor\n"
         "  legacy-cuda doctor --log ollama.log --gpu p40\n"

@@ -45,7 +45,7 @@ def _seen(facts: Facts) -> Iterator[tuple[Device, Gpu | None, str]]:
 
 
 def summary(facts: Facts) -> Iterator[str]:
-    """What each GPU that answers is at, in words."""
+    """What each GPU that answers is at, and where Ollama's models are, in words."""
     for device, _, words in _seen(facts):
         if device.failure is not None:
             continue
@@ -62,6 +62,9 @@ def summary(facts: Facts) -> Iterator[str]:
             said.append(f"{used} of {total} MiB used")
         if said:
             yield f"{words}: {', '.join(said)}"
+    for answer in facts.apis or ():
+        for model in answer.models:
+            yield f"Ollama: {model.name}: {100 * model.on_gpu // model.size} % on the GPU"
 
 
 def releases_differ(facts: Facts) -> Seen:
