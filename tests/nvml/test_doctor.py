@@ -101,9 +101,22 @@ def runtime(cgroups: str, mode: str = "auto", daemon: bool = True) -> Callable[[
     return make
 
 
+def hanging(function: str) -> dict[str, Any]:
+    """Two cards; a call for the second does not come back."""
+    return {
+        "driver_branch": "580",
+        "card": [{"gpu": "p40"}, {"gpu": "p40", "hangs": {function: 90}}],
+    }
+
+
 P40 = "Tesla P40 (6.1) at 0000:01:00.0"
 #: By rule: a machine, the texts that it prints, and machines that are nearly like it.
 CASES: dict[str, tuple[Any, list[str], list[Any]]] = {
+    "S5": (
+        hanging("nvmlDeviceGetTemperature"),
+        ["Tesla P40 (6.1) at 0000:02:00.0: nvmlDeviceGetTemperature did not come back"],
+        [hanging("nvmlDeviceGetHandleByIndex"), "p40x2"],
+    ),
     "D12": (
         slow("p40"),
         [f"{P40}: persistence mode is off; the driver took * s to start"],
@@ -221,7 +234,8 @@ def seen(case: Running | Mapping[str, Any] | str, start: Start, root: Path) -> F
             number += 1
             tree.gpu(card["gpu"], f"0000:{number:02x}:00.0", "nvidia")
     running.tree(tree)
-    found = Fact(nvml.snapshot(PATIENCE), probe.SOURCE)
+    hangs = any(90 in card.get("hangs", {}).values() for card in made["card"])
+    found = Fact(nvml.snapshot(6.0 if hangs else PATIENCE), probe.SOURCE)
     return replace(tree.facts(), nvml=found, apis=running.answers)
 
 

@@ -66,6 +66,17 @@ def no_place(machine: Machine) -> None:
     machine.write(f"{machine.folder}/resource", lines + zero * 12)
 
 
+def of_an_h200(machine: Machine) -> None:
+    """The addresses of a real one, with the usual flags: BAR0 has 64 bits, so there is no BAR1."""
+    none = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
+    machine.write(
+        f"{machine.folder}/resource",
+        "0x0000104002000000 0x0000104002ffffff 0x000000000014220c\n"
+        f"{none}0x0000100000000000 0x0000103fffffffff 0x000000000014220c\n"
+        f"{none}0x0000104000000000 0x0000104001ffffff 0x000000000014220c\n" + none * 8,
+    )
+
+
 def helper(machine: Machine) -> None:
     machine.remove("/dev/nvidia-uvm")
     machine.write("/usr/bin/nvidia-modprobe", "").chmod(0o4755)
@@ -198,7 +209,10 @@ CASES: dict[str, tuple[list[Case], list[Case]]] = {
         [healthy("k80", "10de:2684"), healthy("p40", "10de:2b85")],
         [healthy("k80", "p40", version="470.256.02"), healthy("v100", "10de:2330")],
     ),
-    "H1": ([changed("p40", change=no_place)], [healthy("p40")]),
+    "H1": (
+        [changed("p40", change=no_place)],
+        [healthy("p40"), changed("10de:2335", opened=True, change=of_an_h200)],
+    ),
     "H7": ([healthy("k80", version="470.256.02")], [healthy("p40")]),
     "H8": (
         [

@@ -31,11 +31,13 @@ class Fact(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A region of a device's address space: a BAR. Its start is 0 where it was given no place."""
+    """A region of a device's address space: a BAR. Its start is 0 where it was given no place.
+    One of 64 bits takes the next number too, whose own region is empty."""
 
     number: int
     start: int
     end: int
+    wide: bool = False
 
     @property
     def placed(self) -> bool:

@@ -104,6 +104,18 @@ def lost(facts: Facts) -> Seen:
             )
 
 
+def silent(facts: Facts) -> Seen:
+    """S5: a call for a GPU did not come back. The first one is left out, in which the driver starts
+    a GPU, and calls that were not made in time, on a machine that is busy."""
+    for device, gpu, words in _seen(facts):
+        failure = device.failure
+        if failure is None or failure.error != "TIMED_OUT" or ", for " not in failure.call:
+            continue
+        if facts.nvml is not None and not failure.call.startswith("nvmlDeviceGetHandle"):
+            call = failure.call.partition(",")[0]
+            yield Evidence(f"{words}: {call} did not come back", facts.nvml.source, gpu)
+
+
 def too_hot(facts: Facts) -> Seen:
     """H3: the clocks are lowered for heat."""
     for device, gpu, words in _seen(facts):
@@ -252,6 +264,7 @@ def devices_taken_away(facts: Facts) -> Seen:
 
 
 FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
+    "S5": silent,
     "D12": asleep,
     "E9": ollama_on_the_cpu,
     "E21": devices_taken_away,

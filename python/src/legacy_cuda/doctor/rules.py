@@ -311,12 +311,14 @@ def no_common_driver(facts: Facts) -> Seen:
 
 
 def memory_without_place(facts: Facts) -> Seen:
-    """H1: BAR0 or BAR1 of a card has no address."""
+    """H1: the registers of a card or its window into its memory have no address. These are BAR0
+    and the next one: BAR1, or BAR2 where BAR0 has 64 bits (Hopper)."""
     for name, device, gpu in named(facts):
         regions = device.regions
         if regions is None:
             continue
-        for region in regions.value[:2]:
+        first = regions.value[0]
+        for region in (first, regions.value[2 if first.wide else 1]):
             if not region.placed:
                 yield Evidence(
                     f"{name}: BAR{region.number} is {region.start:#x} to {region.end:#x}",
