@@ -3,7 +3,7 @@
     python tools/update_doctor.py [--check]
 
 What stands between ``<!-- generated: rules -->`` and ``<!-- /generated -->`` is replaced. How a
-rule is tested is counted in ``tests/unit``, which needs pytest and hypothesis.
+rule is tested is counted in ``tests/unit`` and ``tests/nvml``, which need pytest and hypothesis.
 
 Exit: 0 fine, 1 --check found a table that would change, 2 the markers are missing.
 """
@@ -32,14 +32,19 @@ class Coverage:
     those that nearly do."""
 
     def __init__(self) -> None:
-        sys.path.insert(0, str(TESTS))
+        places = [str(TESTS), str(TESTS.parents[1])]
+        sys.path[:0] = places
         try:
             test: Any = importlib.import_module("test_doctor")
-            software: Any = importlib.import_module("test_doctor_software")
+            others: list[Any] = [
+                importlib.import_module(name)
+                for name in ("test_doctor_software", "tests.nvml.test_doctor")
+            ]
         finally:
-            sys.path.remove(str(TESTS))
+            del sys.path[: len(places)]
         self.machines = {key: (len(fires), len(near)) for key, (fires, near) in test.CASES.items()}
-        self.machines |= {key: (1, len(near)) for key, (_, _, near) in software.CASES.items()}
+        for other in others:
+            self.machines |= {key: (1, len(near)) for key, (_, _, near) in other.CASES.items()}
         self.lines = {
             key: (len(lines["fires"]), len(lines["misses"])) for key, lines in test.SAMPLES.items()
         }

@@ -1,11 +1,13 @@
-"""Put together what ``legacy-cuda verify`` needs on a machine with a GPU and without a network.
+"""Put together what ``doctor``, ``monitor`` and ``verify`` need on a machine with a GPU and without
+a network.
 
     python tools/verify_bundle.py FOLDER --probe WHEEL [--python 3.12] [--capability 9.0]
 
 FOLDER then holds this package, the libraries it imports (for that Python), the compiled probe, the
-NVRTC wheels for the old capabilities and that of the GPU, and ``run.sh``: under 64 MiB. There,
-``sh FOLDER/run.sh`` verifies the GPUs with the compiled probe and with NVRTC, replays the old
-capabilities, and leaves one JSON document for each in ``results``, or in $OUT.
+NVRTC wheels for the old capabilities and that of the GPU, and ``run.sh``: under 60 MB. There,
+``sh FOLDER/run.sh`` runs doctor, the monitor, and verify with the compiled probe and with NVRTC,
+replays the old capabilities, and leaves eight files in ``results``, or in $OUT: ``all.tar.gz`` has
+every document.
 
 Exit: 0 fine, else that of the program that failed.
 """
@@ -24,32 +26,58 @@ from legacy_cuda.verify import code
 
 PACKAGE = Path(__file__).parents[1] / "python" / "src" / "legacy_cuda"
 REQUIREMENTS = PACKAGE.parents[1] / "requirements.txt"
-LIBRARIES = ("isal", "lz4", "nvidia-ml-py", "packaging", "zstandard")  # those that verify imports
+LIBRARIES = (  # those that these commands import
+    *("isal", "lz4", "nvidia-ml-py", "packaging", "prometheus-client", "zstandard"),
+)
 
 RUN = """#!/bin/sh
-# Verify the GPUs of this machine; see tools/verify_bundle.py of legacy-cuda. Exit: 0 if all went.
+# Look at this machine and verify its GPUs; see tools/verify_bundle.py of legacy-cuda.
+# Exit: 0 if all that was verified is right.
 here=$(cd "$(dirname "$0")" && pwd)
 out=${{OUT:-results}}
-mkdir -p "$out"
+limit=${{LIMIT:-480}}    # seconds; what has not begun by then is left out
+mkdir -p "$out" && work=$(mktemp -d) || exit 1
 [ -d "$here/site" ] || python3 -m zipfile -e "$here/site.zip" "$here/site" || exit 1
 export PYTHONPATH="$here/site" LEGACY_CUDA_CACHE="$here/cache" LEGACY_CUDA_HOME="$here/none"
+start=$(date +%s)
 worst=0
-verify() {{
+note() {{ echo "$*" | tee -a "$out/summary.txt"; }}
+command() {{
     name=$1; shift
-    python3 -m legacy_cuda verify --offline --json "$@" > "$out/$name.json" 2> "$out/$name.txt"
+    [ $(($(date +%s) - start)) -lt "$limit" ] || {{ note "$name: left out"; worst=1; return 9; }}
+    before=$(date +%s%N)
+    timeout 240 python3 -m legacy_cuda "$@" > "$work/$name" 2> "$work/$name.err"
     code=$?
-    echo "$name: exit $code"
-    [ $code -eq 0 ] || {{ worst=1; head -c 2000 "$out/$name.txt"; }}
+    note "$name: exit $code, $((($(date +%s%N) - before) / 1000000)) ms"
+    [ ! -s "$work/$name.err" ] || {{ head -c 2000 "$work/$name.err" | tee -a "$out/summary.txt"; }}
+    return $code
 }}
+{{ uname -a; cat /proc/driver/nvidia/version; ls -l /dev/nvidia*; nvidia-smi -q; }} \
+    > "$out/machine.txt" 2>&1
+command doctor.txt doctor; command doctor.json doctor --json
+command bundle.txt doctor --bundle "$out/doctor-bundle.tar.gz"
+command monitor.txt monitor --once; command monitor.json monitor --json
+python3 -m legacy_cuda monitor --listen 127.0.0.1:19835 > "$work/served.txt" 2>&1 &
+monitor=$!
+sleep 8
+python3 -c 'import sys, urllib.request as u
+print(u.urlopen(sys.argv[1], timeout=10).read().decode(), end="")' \
+    http://127.0.0.1:19835/metrics > "$out/metrics.txt" 2>&1
+kill $monitor
+cp "$work/doctor.txt" "$work/doctor.json" "$out"
 probe=$(ls "$here"/*.whl)
-verify probe --probe "$probe" --report "$out/probe.html"
-verify nvrtc --nvrtc
+verify() {{ name=$1; shift; command "$name" verify --offline "$@" || worst=1; }}
+verify verify.txt --probe "$probe" --memory 1024 --load 1
+verify verify.json --json --probe "$probe" --report "$out/verify.html"
+verify nvrtc.json --json --nvrtc
 {replays}
-python3 -m legacy_cuda verify --offline --probe "$probe" --memory 1024 --load 1
+python3 -m tarfile -c "$out/all.tar.gz" "$work"
+note "all: exit $worst, $(($(date +%s) - start)) s"
 exit $worst
 """
-REPLAY = """verify replay-{0} --probe "$probe" --replay {0} --load 1 --memory 8192
-verify replay-nvrtc-{0} --nvrtc --replay {0} --load 1 --memory 1024"""
+REPLAY = """\
+verify replay-{0}.json --json --probe "$probe" --replay {0} --load 1 --memory 8192
+verify replay-nvrtc-{0}.json --json --nvrtc --replay {0} --load 1 --memory 1024"""
 
 
 def main() -> int:

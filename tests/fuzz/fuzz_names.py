@@ -10,6 +10,7 @@ NAMES = (
     "sdist",
     "gguf",
     "safetensors",
+    "doctor-answer",
     "doctor-log",
     "doctor-machine",
 )

@@ -46,8 +46,9 @@ from legacy_cuda.devicecode.fatbin import payload
 from legacy_cuda.doctor import bundle, logs, redact
 from legacy_cuda.doctor.diagnosis import diagnose, diagnose_log
 from legacy_cuda.doctor.examine import PROBES
-from legacy_cuda.doctor.facts import Facts
+from legacy_cuda.doctor.facts import Fact, Facts, Service
 from legacy_cuda.doctor.place import Place
+from legacy_cuda.doctor.probes import apis
 from legacy_cuda.errors import UserError
 from legacy_cuda.planner import gguf, metadata, safetensors, shapes
 from legacy_cuda.planner.model import ModelError
@@ -395,6 +396,8 @@ _TREE = (
         f"/sys/bus/pci/devices/0000:3b:00.0/{name}"
         for name in ("vendor", "device", "class", "resource", "current_link_width")
     ),
+    *("/etc/nvidia-container-runtime/config.toml", "/proc/4711/cmdline"),
+    "/sys/kernel/iommu_groups/7/type",
 )
 
 
@@ -429,6 +432,14 @@ def fuzz_machine(data: bytes) -> None:
             file.write_bytes(before)
 
 
+def fuzz_answer(data: bytes) -> None:
+    """What an engine answers is read or not; nothing is raised."""
+    for engine in apis.PORTS:
+        service = Service("a.service", engine, Fact((), "unit"), (), None)
+        answer = apis._read(service, data, "x")
+        assert answer is None or all(item.size > 0 for item in answer.models)
+
+
 def _machines() -> list[bytes]:
     texts = {
         0: b"[Service]\nExecStart=/opt/ai/bin/vllm serve x --dtype bfloat16\n"
@@ -441,6 +452,8 @@ def _machines() -> list[bytes]:
         13: b"[ 5.0] NVRM: installed in this system is not supported by open\n",
         17: b'{"cuda": {"version": "12.8.1"}}',
         20: _elves()[2],
+        26: b"[nvidia-container-cli]\nno-cgroups = true\n",
+        27: b"/usr/bin/llama-server\0--port\08080\0",
         24: b"0x00000000f6000000 0x00000000f6ffffff 0x0000000000040200\n" * 6,
     }
     return [bytes([number]) + text for number, text in texts.items()]
@@ -513,6 +526,15 @@ TARGETS = {
             b"libcuda.so.",
             b"flags :",
         ),
+    ),
+    "doctor-answer": Target(
+        fuzz_answer,
+        lambda: [
+            b'{"models": [{"name": "a", "size": 5, "size_vram": 3}]}',
+            b'vllm:num_preemptions_total{engine="0"} 4.0\n',
+            b'{"status": "ok"}',
+        ],
+        (b'"models"', b'"size_vram"', b"vllm:num_preemptions"),
     ),
     "legalize": Target(
         fuzz_legalize,

@@ -32,20 +32,6 @@ SLACK = 2.0
 Start = Callable[[Any], Standin]
 
 
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Make a machine (a name, or what a TOML file holds) the one that is found here."""
-
-    def make(machine: Any) -> Standin:
-        data = standin.read(machine) if isinstance(machine, str) else machine
-        made = Standin(data, tmp_path)
-        for name, value in made.environment.items():
-            monkeypatch.setenv(name, value)
-        return made
-
-    yield make
-
-
 @pytest.mark.parametrize("name", [n for n in standin.machines() if not n.startswith("broken")])
 def test_healthy_machines(name: str, start: Start) -> None:
     machine = start(name).machine

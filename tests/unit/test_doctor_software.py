@@ -176,6 +176,21 @@ def nixos(*settings: str) -> Callable[[Machine], None]:
     return make
 
 
+def together(
+    machine: Machine,
+    *lines: str,
+    kind: str = "DMA-FQ",
+    command: str = f"{VLLM_SERVE} --tensor-parallel-size 2",
+) -> None:
+    """A service that divides a model, every card in an IOMMU group of its own."""
+    service(command, *lines)(machine)
+    for device in (machine.root / "sys/bus/pci/devices").iterdir():
+        number = int(device.name[5:7], 16)
+        group = f"/sys/kernel/iommu_groups/{number}"
+        machine.link(f"{group}/devices/{device.name}", f"../../../../bus/pci/devices/{device.name}")
+        machine.write(f"{group}/type", f"{kind}\n")
+
+
 CASES: dict[str, tuple[Case, str, list[Case]]] = {
     "P2": (
         changed("p40", change=with_packages({"torch": "2.9.9+cu128"}, {TORCH: library(75, 80)})),
@@ -334,6 +349,34 @@ CASES: dict[str, tuple[Case, str, list[Case]]] = {
             changed("v100", change=service(f"{VLLM_SERVE} --dtype=half")),
             changed("v100", change=service(f"{VLLM_SERVE} --served-model-name bfloat16")),
             changed("v100", "rtx3090", change=service(f"{VLLM_SERVE} --dtype bfloat16")),
+        ],
+    ),
+    "E5": (
+        changed("p40", change=service(f"{VLLM_SERVE} --quantization awq")),
+        f"ai.service: --quantization awq; {P40}",
+        [
+            changed("p40", change=service(f"{VLLM_SERVE} --quantization gptq")),
+            changed("p40", change=service(f"{VLLM_SERVE} --served-model-name awq")),
+            changed("10de:1eb8", change=service(f"{VLLM_SERVE} -q awq")),  # a T4: 7.5
+        ],
+    ),
+    "E6": (
+        changed("p40", "p40", change=lambda m: together(m)),
+        "ai.service: tensor parallelism over 2 cards; IOMMU groups 59, 60: DMA-FQ",
+        [
+            changed("p40", "p40", change=lambda m: together(m, kind="identity")),
+            changed("p40", "p40", change=lambda m: together(m, command=VLLM_SERVE)),
+            changed("p40", "p40", change=lambda m: together(m, "Environment=NCCL_P2P_DISABLE=1")),
+            changed("p40", change=lambda m: together(m)),
+            changed("v100-sxm2", "v100-sxm2", change=lambda m: together(m)),
+            changed(
+                "p40",
+                "p40",
+                change=lambda m: (
+                    together(m),
+                    m.write("/proc/cpuinfo", "flags : avx avx2 hypervisor\n"),
+                ),
+            ),
         ],
     ),
     "E7": (
@@ -749,7 +792,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, text: str | None) -> list[str]:
         return system_log.Said(text, f"journalctl --unit {unit}") if text is not None else None
 
     service = Service("ai.service", "ollama", Fact(("ollama",), "/x"), (), None)
-    monkeypatch.setattr(engines, "services", lambda place: iter([service]))
+    monkeypatch.setattr(engines, "services", lambda place: (service,))
     monkeypatch.setattr(system_log, "of_unit", of_unit)
     return units_asked
 

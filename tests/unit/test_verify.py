@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 import legacy_cuda
 from legacy_cuda import catalog, hardware, nvml
@@ -362,6 +363,15 @@ def test_a_machine_without_a_driver(tmp_path: Path) -> None:
 # ---- the command ----
 
 
+def valid(document: Any) -> Any:
+    """A document, if it keeps to the published schema."""
+    path = Path(catalog.__file__).parent / "schema" / "verify-report.schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate(document)
+    return document
+
+
 def test_a_healthy_card(
     machine: Callable[..., None], probe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,8 +379,7 @@ def test_a_healthy_card(
     page = tmp_path / "page.html"
     command = ["verify", "--probe", str(probe), "--load", "0", "--json", "--report", str(page)]
     assert main([*command, "--memory", "8"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "legacy-cuda/verify/1"
+    document = valid(json.loads(capsys.readouterr().out))
     assert [gpu["card"] for gpu in document["gpus"]] == ["p40", "p40"]
     gpu = document["gpus"][0]
     assert gpu["verdict"]["state"] == "healthy" and gpu["verdict"]["findings"] == []
@@ -390,6 +399,20 @@ def test_a_healthy_card(
         ElementTree.fromstring(drawing)
     assert text.count("<svg") == 2 and "verified on Tesla P40 (stand-in)" in text
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("fault", ["wrong:dot_int8", "crash:dot_int8", "load", "launch:fp32"])
+def test_a_card_that_fails_keeps_to_the_schema(
+    fault: str,
+    machine: Callable[..., None],
+    probe: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    machine(fault=fault)
+    command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2", "--json"]
+    code_ = main(command)
+    (gpu,) = valid(json.loads(capsys.readouterr().out))["gpus"]
+    assert code_ == (0 if gpu["verdict"]["state"] == "healthy" else 1)
 
 
 def test_the_text(
@@ -444,7 +467,7 @@ def test_what_nvml_adds(
     monkeypatch.setattr(nvml, "snapshot", lambda: said)
     command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2"]
     assert main([*command, "--json"]) == (0 if state == "healthy" else 1)
-    (gpu,) = json.loads(capsys.readouterr().out)["gpus"]
+    (gpu,) = valid(json.loads(capsys.readouterr().out))["gpus"]
     kinds = [finding["kind"] for finding in gpu["verdict"]["findings"]]
     assert (gpu["verdict"]["state"], gpu["nvml"]) == (state, nvml_says)
     assert kinds == ([] if state == "healthy" else ["ecc-errors"])
@@ -481,7 +504,7 @@ def test_a_replay_is_called_one(
     command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2", "--json"]
     assert main([*command, *more]) == 0
     said = capsys.readouterr().out
-    (gpu,) = json.loads(said)["gpus"]
+    (gpu,) = valid(json.loads(said))["gpus"]
     assert gpu["label"] == "replayed at 5.2 on NVIDIA H200"
     assert (gpu["code"]["target"], gpu["replayed_at"]) == ("compute_52", "5.2")
     assert gpu["verdict"]["state"] == "right" and gpu["nominal"] == {}

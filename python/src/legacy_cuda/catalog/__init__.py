@@ -122,7 +122,8 @@ class Module:
 @dataclass(frozen=True, slots=True)
 class Branch:
     """A driver branch. ``cuda`` is the version its libcuda implements; ``end_of_life`` the year, or
-    year and month (``2028-06``), in which its support ends or ended, where that is known."""
+    year and month (``2028-06``), in which its support ends or ended, where that is known;
+    ``debian_*`` are Debian's own packages of it."""
 
     branch: str
     latest: str
@@ -135,6 +136,8 @@ class Branch:
     modules: tuple[Module, ...]
     source: str
     end_of_life: str | None = None
+    debian_driver: str = "nvidia-driver"
+    debian_libcuda: str = "libcuda1"
 
     @property
     def latest_version(self) -> tuple[int, ...]:
@@ -354,6 +357,7 @@ def branches() -> tuple[Branch, ...]:
             ),
             source=row["source"],
             end_of_life=row.get("end_of_life"),
+            **{key: row[key] for key in ("debian_driver", "debian_libcuda") if key in row},
         )
         for row in _read("drivers")["branch"]
     )

@@ -30,7 +30,8 @@ def add(subparsers: Any) -> None:
         help="what is wrong with this machine or a log, why, and the fix",
         description="Look at this machine's GPUs, driver, libraries and kernel log, or at a log, "
         "and say what is wrong, why, and what mends it: causes first, what follows below them. "
-        "Reads files only; the one thing it runs is dmesg or journalctl. Changes nothing.",
+        "Reads files, dmesg or journalctl, the driver through NVML, and what engines answer on "
+        "127.0.0.1. Changes nothing.",
         epilog="examples:\n"
         "  legacy-cuda doctor\n"
         "  legacy-cuda doctor --log ollama.log --gpu p40\n"
@@ -245,6 +246,7 @@ def document(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> dict[str,
             for item in (cause.finding, *cause.follows)
         ],
         "fine": list(diagnosis.fine),
+        "now": list(diagnosis.now),
         "not_judged": list(diagnosis.not_judged),
         "failures": plain(diagnosis.failures),
         "log": None if scan is None else {"lines": scan.lines},
@@ -278,14 +280,17 @@ def _finding(finding: Finding, because_of: str | None) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and days as JSON has them."""
+    """Dataclasses, mappings, tuples and days as JSON has them."""
     import dataclasses
+    from collections.abc import Mapping
     from datetime import date
 
     if isinstance(value, Gpu):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return value.isoformat() if isinstance(value, date) else value
@@ -313,6 +318,8 @@ def _show(facts: Facts, diagnosis: Diagnosis, scan: Scan | None) -> None:
         for number, text in enumerate(diagnosis.fine):
             label = f"  {output.paint('fine', 'green')}   " if number == 0 else " " * _INDENT
             print(label + output.wrapped("", _line(text), _INDENT).lstrip())
+    for number, text in enumerate(diagnosis.now):
+        print(output.wrapped("" if number else "  now", _line(text), _INDENT))
     for text in diagnosis.not_judged:
         print(output.wrapped("  not judged", f" {_line(text)}", 13))
     for failure in diagnosis.failures:
@@ -334,7 +341,7 @@ def _summary(diagnosis: Diagnosis, scan: Scan | None) -> str:
         for severity, count in counts.items()
         if count
     ]
-    judged = bool(diagnosis.fine) or scan is not None
+    judged = bool(diagnosis.fine or diagnosis.now) or scan is not None
     text = ", ".join(words) or ("nothing wrong found" if judged else "nothing was judged")
     style = {"errors": "red", "warnings": "yellow", "fine": "green"}[diagnosis.verdict]
     style = style if words or judged else "yellow"

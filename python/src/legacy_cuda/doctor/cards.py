@@ -41,10 +41,19 @@ def cards(facts: Facts) -> list[Card]:
     for device in facts.pci or ():
         if device.is_gpu and not kept_away(device):
             try:
-                found.append(Card(device, catalog.find_gpu(device.pci_id)))
+                found.append(Card(device, _gpu(facts, device)))
             except CatalogError:
                 continue
     return found
+
+
+def _gpu(facts: Facts, device: Device) -> Gpu:
+    """The card of a PCI id; where cards share one, that whose memory the driver shows."""
+    gpu = catalog.find_gpu(device.pci_id)
+    for seen in facts.nvml.value.devices if facts.nvml else ():
+        if seen.pci_address == device.address and seen.memory_total_bytes is not None:
+            return catalog.identify(device.pci_id, seen.memory_total_bytes) or gpu
+    return gpu
 
 
 def present(facts: Facts) -> list[Device]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from legacy_cuda.catalog.doctor import Rule, rules_of
-from legacy_cuda.doctor import logs
-from legacy_cuda.doctor.cards import cards, present, strangers
+from legacy_cuda.doctor import live, logs
+from legacy_cuda.doctor.cards import cards, present, strangers, where
 from legacy_cuda.doctor.facts import Facts, Failure
 from legacy_cuda.doctor.rules import Finding, contradicted, judge, judge_log, settled
 
@@ -25,12 +25,13 @@ class Cause:
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What is wrong, gravest first; what is fine, in words; what could not be found out; what is
-    there and was not judged."""
+    there and was not judged; at what the GPUs are now."""
 
     causes: tuple[Cause, ...]
     fine: tuple[str, ...]
     failures: tuple[Failure, ...]
     not_judged: tuple[str, ...] = ()
+    now: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -58,7 +59,11 @@ def diagnose(facts: Facts) -> Diagnosis:
     for journal in facts.journals or ():
         found += _of_lines(facts, journal.lines, journal.source, rules_of("program"))
     return Diagnosis(
-        group(found), tuple(_fine(facts, found)), facts.failures, tuple(_not_judged(facts))
+        group(found),
+        tuple(_fine(facts, found)),
+        facts.failures,
+        tuple(_not_judged(facts)),
+        tuple(live.summary(facts)),
     )
 
 
@@ -150,11 +155,12 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
         return
     if not known:
         elsewhere = facts.system is not None and facts.system.platform is not None
-        if not any(device.is_gpu for device in facts.pci) and not elsewhere:
+        asked = facts.nvml is not None and facts.nvml.value.devices
+        if not any(device.is_gpu for device in facts.pci) and not elsewhere and not asked:
             yield "no NVIDIA GPU among the PCI devices: nothing to examine"
         return
     for card in known:
-        yield f"{card.gpu.product} ({card.gpu.capability}) at {card.device.address}"
+        yield where(card)
     driver = facts.driver
     bound = all(item.device.driver and item.device.driver.value == "nvidia" for item in known)
     wrong = {"D1", "D2", "D3", "D6", "D7", "E15", "H2", "S1", "S3"}

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from legacy_cuda.doctor.facts import Facts, Failure
-from legacy_cuda.doctor.place import Place
+from legacy_cuda.doctor.place import Memory, Place
 from legacy_cuda.doctor.probes import (
+    apis,
     build,
     code,
     containers,
@@ -23,6 +24,7 @@ from legacy_cuda.doctor.probes import (
     libcuda,
     nixos,
     nodes,
+    nvml,
     pci,
     python,
     system,
@@ -39,15 +41,19 @@ PROBES: Mapping[str, Probe] = {
     "kernel": kernel.look,
     "cpu": cpu.look,
     "system": system.look,
-    "python": python.look,
+    "python": lambda place: place.once("python", python.look),
     "code": code.look,
     "build": build.look,
     "engines": engines.look,
     "journals": journals.look,
+    "apis": apis.look,
     "containers": containers.look,
     "virtual": virtual.look,
     "nixos": nixos.look,
+    "nvml": nvml.look,
 }
+LIMITS = {"nvml": nvml.SECONDS + 0.5}
+"""Seconds of a probe that ends by itself, and whose answer is worth waiting for."""
 
 
 def _what(error: Exception) -> str:
@@ -68,14 +74,16 @@ def examine(
         root: ``/``, or a folder with a recorded tree.
         today: the day that support windows are compared with; None: the clock's.
         probes: by the name of their field in :class:`Facts`.
-        seconds: the time all of them have together. What is not done then is left behind.
+        seconds: the time all of them have together, but for those in ``LIMITS``. What is not done
+            then is left behind.
     """
     seen: dict[str, Any] = {}
     failures: list[Failure] = []
     lock = threading.Lock()
+    memory = Memory()
 
     def run(name: str, probe: Probe) -> None:
-        place = Place(root)
+        place = Place(root, memory)
         try:
             fact, problems = probe(place), place.problems
         except Exception as error:
@@ -88,12 +96,13 @@ def examine(
     for name, probe in probes.items():
         threads[name] = threading.Thread(target=run, args=(name, probe), daemon=True)
         threads[name].start()
-    end = time.monotonic() + seconds
-    for thread in threads.values():
-        thread.join(max(0.0, end - time.monotonic()))
+    begin = time.monotonic()
+    limits = {name: max(seconds, LIMITS.get(name, 0.0)) for name in threads}
+    for name, thread in threads.items():
+        thread.join(max(0.0, begin + limits[name] - time.monotonic()))
     with lock:
         late = [name for name in threads if name not in seen]
-        failures += [Failure(name, f"took longer than {seconds:g} s") for name in late]
+        failures += [Failure(name, f"took longer than {limits[name]:g} s") for name in late]
         return Facts(
             today=today or date.today(),
             **{name: value for name, value in seen.items() if value is not None},

@@ -14,6 +14,7 @@ from legacy_cuda.catalog import Flavour, Gpu
 
 if TYPE_CHECKING:
     from legacy_cuda.audit import Library as CodeOfLibrary
+    from legacy_cuda.nvml import Snapshot
 
 T = TypeVar("T")
 Platform = Literal["WSL2", "Jetson"]
@@ -30,11 +31,13 @@ class Fact(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A region of a device's address space: a BAR. Its start is 0 where it was given no place."""
+    """A region of a device's address space: a BAR. Its start is 0 where it was given no place.
+    One of 64 bits takes the next number too, whose own region is empty."""
 
     number: int
     start: int
     end: int
+    wide: bool = False
 
     @property
     def placed(self) -> bool:
@@ -222,10 +225,33 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """Services, and the CUDA versions that Ollama's folders of libraries are for, a folder each."""
+    """Services, the processes of engines that run (each as a service of the name ``process N``),
+    and the CUDA versions that Ollama's folders of libraries are for, a folder each."""
 
     services: tuple[Service, ...]
     ollama: tuple[Fact[tuple[int, ...]], ...]
+    processes: tuple[Service, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that Ollama has loaded, and how much of it lies on GPUs, in bytes."""
+
+    name: str
+    size: int
+    on_gpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an engine says of itself where it listens: Ollama its ``models``, vLLM how many requests
+    it ``preempted``, llama-server that it is ready. ``unit`` is what named the port."""
+
+    engine: str
+    unit: str
+    source: str
+    models: tuple[LoadedModel, ...] = ()
+    preempted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,12 +267,15 @@ class Journal:
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
     """Programs that start containers; lists of NVIDIA's devices for them (CDI) with the release of
-    libcuda that each names; what names NVIDIA's runtime to Docker; the toolkit's programs."""
+    libcuda that each names; what names NVIDIA's runtime to Docker; the toolkit's programs; whether
+    the toolkit is told to let cgroups alone, as rootless containers need it; its runtime's mode."""
 
     programs: tuple[Fact[str], ...]
     lists: tuple[Fact[str | None], ...]
     runtime: Fact[str] | None
     toolkit: Fact[str] | None
+    no_cgroups: Fact[bool] | None = None
+    mode: Fact[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +289,12 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An IOMMU group that an NVIDIA device is in."""
+    """An IOMMU group that an NVIDIA device is in. ``translation`` is its type: ``DMA`` and
+    ``DMA-FQ`` translate addresses, ``identity`` does not."""
 
     number: str
     devices: tuple[Neighbour, ...]
+    translation: Fact[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +340,10 @@ class Facts:
     build: BuildFacts | None = None
     engines: EngineFacts | None = None
     journals: tuple[Journal, ...] | None = None
+    apis: tuple[Answer, ...] | None = None
     containers: ContainerFacts | None = None
     virtual: VirtualFacts | None = None
     nixos: NixosFacts | None = None
+    nvml: Fact[Snapshot] | None = None
     failures: tuple[Failure, ...] = ()
     named: tuple[Gpu, ...] = ()

@@ -9,17 +9,40 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 _LINKS = 40  # as many as Linux follows
+T = TypeVar("T")
+
+
+class Memory:
+    """What several probes want to know, found out once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.known: dict[str, Any] = {}
 
 
 class Place:
-    """A root folder. Paths are those of the machine, as in ``/proc/cpuinfo``."""
+    """A root folder. Paths are those of the machine, as in ``/proc/cpuinfo``. Places with one
+    ``memory`` must have one root."""
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), memory: Memory | None = None) -> None:
         self.root = root
         self.problems: list[str] = []
+        self._memory = memory or Memory()
+
+    def once(self, name: str, find: Callable[[Place], T]) -> T:
+        """What ``find`` finds here; under one name it is called once for all places with this
+        memory, and what it could not read is a problem of the place that asked first."""
+        with self._memory.lock:
+            if name not in self._memory.known:
+                self._memory.known[name] = find(self)
+            found: T = self._memory.known[name]
+            return found
 
     @property
     def live(self) -> bool:

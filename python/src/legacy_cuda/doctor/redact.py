@@ -159,6 +159,7 @@ def diagnosis(found: Diagnosis, known: Known) -> Diagnosis:
         tuple(redacted(text, known) for text in found.fine),
         tuple(Failure(item.probe, redacted(item.what, known)) for item in found.failures),
         tuple(redacted(text, known) for text in found.not_judged),
+        tuple(redacted(text, known) for text in found.now),
     )
 
 

@@ -15,7 +15,7 @@ from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Branch, CatalogError, Gpu, PowerPlug, version_tuple
 from legacy_cuda.catalog.doctor import Confidence, Rule, Severity, find_rule
-from legacy_cuda.doctor import software
+from legacy_cuda.doctor import live, software
 from legacy_cuda.doctor.cards import (
     Evidence,
     Seen,
@@ -173,7 +173,8 @@ def _compiles(branch: Branch, version: str, kernel: tuple[int, int]) -> bool:
 
 
 def releases_differ(facts: Facts) -> Seen:
-    """D5: libcuda is of another release than the kernel module."""
+    """D5: libcuda is of another release than the kernel module, or NVML says that it is."""
+    yield from live.releases_differ(facts)
     if facts.driver is None or facts.driver.version is None or facts.libraries is None:
         return
     version = facts.driver.version
@@ -310,12 +311,14 @@ def no_common_driver(facts: Facts) -> Seen:
 
 
 def memory_without_place(facts: Facts) -> Seen:
-    """H1: BAR0 or BAR1 of a card has no address."""
+    """H1: the registers of a card or its window into its memory have no address. These are BAR0
+    and the next one: BAR1, or BAR2 where BAR0 has 64 bits (Hopper)."""
     for name, device, gpu in named(facts):
         regions = device.regions
         if regions is None:
             continue
-        for region in regions.value[:2]:
+        first = regions.value[0]
+        for region in (first, regions.value[2 if first.wide else 1]):
             if not region.placed:
                 yield Evidence(
                     f"{name}: BAR{region.number} is {region.start:#x} to {region.end:#x}",
@@ -370,6 +373,7 @@ FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "H7": several_dies,
     "H8": narrow_link,
     **software.FACT_RULES,
+    **live.FACT_RULES,
 }
 
 # -------------------------------------------------------------------- what a log's lines name
@@ -513,6 +517,8 @@ def windows(gpu: Gpu) -> dict[str, str]:
         "branch": last.branch if last else "?",
         "driver": last.latest if last else "?",
         "nixos_driver": (last.nixos_attribute if last else None) or "production",
+        "debian_driver": last.debian_driver if last else "?",
+        "debian_libcuda": last.debian_libcuda if last else "?",
         "toolkit": catalog.dotted(toolkits[-1].version) if toolkits else "?",
         "nix_toolkit": "{}_{}".format(*toolkits[-1].version) if toolkits else "?",
         "gcc": str(toolkits[-1].gcc_max) if toolkits else "?",

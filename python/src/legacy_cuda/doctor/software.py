@@ -23,6 +23,10 @@ _FA_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 (ggml-cuda/fattn.cu, ggml-org/llama.cpp #27109)."""
 _BARE = re.compile(r"\bcospi ?\( ?double x ?\)$")
 """A declaration without a word on exceptions behind it."""
+_NCCL = ("vllm", "sglang")
+_TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp", "--tp-size", "--tp")
+_TRANSLATED = ("DMA", "DMA-FQ")
+"""Types of IOMMU groups whose devices see translated addresses (sysfs-kernel-iommu_groups)."""
 _CUDNN = re.compile(r"nvidia-cudnn-cu\d\d")
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6})*")
 
@@ -236,19 +240,51 @@ def vllm_bfloat16(facts: Facts) -> Seen:
     if not known or any(card.gpu.facts.bf16 for card in known):
         return
     for service in _services(facts, "vllm"):
-        if option(service.command.value, ("--dtype",)) == "bfloat16":
+        if units.option(service.command.value, ("--dtype",)) == "bfloat16":
             text = f"{service.unit}: --dtype bfloat16; {where(known[0])}"
             yield Evidence(text, service.command.source, known[0].gpu)
 
 
-def option(words: tuple[str, ...], names: tuple[str, ...]) -> str | None:
-    """The value of a command's option: ``--name value`` or ``--name=value``, the last one."""
-    value = None
-    for word, following in zip(words, (*words[1:], ""), strict=True):
-        name, equals, said = word.partition("=")
-        if name in names:
-            value = said if equals else following
-    return value
+def awq(facts: Facts) -> Seen:
+    """E5: a service starts vLLM with AWQ, and a card is older than its kernels."""
+    oldest = Capability.parse(find_rule("E5").limits["capability"])
+    for service in _services(facts, "vllm"):
+        kind = units.option(service.command.value, ("--quantization", "-q"))
+        for card in _kinds(facts) if kind == "awq" else ():
+            if card.gpu.capability < oldest:
+                text = f"{service.unit}: --quantization awq; {where(card)}"
+                yield Evidence(text, service.command.source, card.gpu)
+
+
+def direct_copies_translated(facts: Facts) -> Seen:
+    """E6: a service divides a model over cards whose direct copies an IOMMU translates. Cards on
+    SXM2 boards, which are joined by NVLink, are left out."""
+    virtual = facts.virtual
+    if virtual is None or virtual.guest is not None:
+        return
+    apart = [card for card in cards(facts) if card.gpu.legacy and "SXM" not in card.gpu.product]
+    addresses = {card.device.address for card in apart}
+    groups = [
+        (item.number, item.translation)
+        for item in virtual.groups
+        if item.translation is not None
+        and item.translation.value in _TRANSLATED
+        and any(device.address in addresses for device in item.devices)
+    ]
+    for service in _services(facts) if len(groups) > 1 else ():
+        said = (
+            units.option(service.command.value, _TENSOR_PARALLEL)
+            if service.engine in _NCCL
+            else None
+        )
+        if said not in (None, "", "1") and service.variable("NCCL_P2P_DISABLE") != "1":
+            numbers = ", ".join(number for number, _ in groups)
+            kind = groups[0][1]
+            yield Evidence(
+                f"{service.unit}: tensor parallelism over {said} cards; IOMMU groups {numbers}: "
+                f"{kind.value}",
+                kind.source,
+            )
 
 
 def ollama_without_libraries(facts: Facts) -> Seen:
@@ -284,13 +320,13 @@ def kv_cache_on_the_cpu(facts: Facts) -> Seen:
     do not take."""
     for service in _services(facts, "llama-cpp") if present(facts) else ():
         words = service.command.value
-        flash = option(words, ("-fa", "--flash-attn"))
+        flash = units.option(words, ("-fa", "--flash-attn"))
         if flash is None:
             flash = service.variable("LLAMA_ARG_FLASH_ATTN") or "auto"
         if flash in ("auto", "off", "0", "false", "disabled"):
             continue
         key, value = (
-            option(words, (f"-ct{short}", f"--cache-type-{short}"))
+            units.option(words, (f"-ct{short}", f"--cache-type-{short}"))
             or service.variable(f"LLAMA_ARG_CACHE_TYPE_{short.upper()}")
             or "f16"
             for short in "kv"
@@ -390,6 +426,8 @@ FACT_RULES: Mapping[str, Callable[[Facts], Seen]] = {
     "P14": bitsandbytes_without_code,
     "E1": vllm_bfloat16,
     "E3": nameless_vllm,
+    "E5": awq,
+    "E6": direct_copies_translated,
     "E7": ollama_without_libraries,
     "E11": kv_cache_without_flash_attention,
     "E12": kv_cache_on_the_cpu,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 Settings = dict[tuple[str, str], list[str]]
 """Values by section and key, in their order. An empty value takes back what was before it."""
@@ -63,6 +63,16 @@ def command(found: Settings) -> list[str]:
     values = found.get(("Service", "ExecStart"), [])
     said = words(values[-1]) if values else []
     return [said[0].lstrip(_PREFIXES), *said[1:]] if said else []
+
+
+def option(words: Sequence[str], names: Collection[str]) -> str | None:
+    """The value of a command's option: ``--name value`` or ``--name=value``, the last one."""
+    value = None
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        name, equals, said = word.partition("=")
+        if name in names:
+            value = said if equals else following
+    return value
 
 
 def variables(found: Settings) -> dict[str, str]:

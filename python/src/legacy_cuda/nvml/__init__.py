@@ -178,6 +178,7 @@ class Xid:
 class Snapshot:
     """All GPUs at a time (Unix, seconds). With an ``error`` NVML as a whole gave nothing.
 
+    ``start_s`` is how long the driver took to start, and to give the handle of the slowest GPU.
     ``xids`` holds what was reported since the session began; ``xid_missing`` says why nobody
     watches, None where somebody does.
     """
@@ -190,6 +191,7 @@ class Snapshot:
     devices: tuple[Device, ...] = ()
     xids: tuple[Xid, ...] = ()
     xid_missing: Missing | None = None
+    start_s: float = 0.0
 
 
 _FIELDS = frozenset(each.name for each in fields(Device))
@@ -363,4 +365,5 @@ def _read(reply: Mapping[str, Any], now: float, duration: float) -> Snapshot:
         devices=tuple(devices),
         xids=tuple(Xid(*row) for row in reply["xids"]),
         xid_missing=_missing(reply["xid_missing"]),
+        start_s=reply["start_s"],
     )

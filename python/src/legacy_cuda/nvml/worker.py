@@ -426,6 +426,7 @@ class _Device(_Asker):
         self.values: dict[str, Any] = {}
         self.missing: dict[str, Why] = {}
         self.handle: Handle = None
+        self.start_s = 0.0
 
     def run(self) -> None:
         while True:
@@ -441,8 +442,10 @@ class _Device(_Asker):
     def _round(self) -> None:
         call = "nvmlDeviceGetHandleByIndex"
         if self.handle is None:
+            began = time.monotonic()
             try:
                 self.handle = self.ask(call, pynvml.nvmlDeviceGetHandleByIndex, self.index)
+                self.start_s = time.monotonic() - began
             except Exception as error:
                 with self.lock:
                     self.missing["device"] = _why(error, call)
@@ -498,6 +501,7 @@ class _Machine(_Asker):
         self.driver_version: str | None = None
         self.cuda_version: str | None = None
         self.error: Why | None = None
+        self.start_s = 0.0
         self.devices: list[_Device] | None = None
         self.events: _Events | None = None
 
@@ -505,7 +509,9 @@ class _Machine(_Asker):
         call = "nvmlInit"
         try:
             _load()
+            began = time.monotonic()
             self.ask(call, pynvml.nvmlInit)
+            self.start_s = time.monotonic() - began
             call = "nvmlDeviceGetCount"
             count = self.ask(call, pynvml.nvmlDeviceGetCount)
         except Exception as error:
@@ -627,6 +633,7 @@ def _answer(machine: _Machine, deadline: float) -> dict[str, Any]:
             "driver_version": machine.driver_version,
             "cuda_version": machine.cuda_version,
             "error": error,
+            "start_s": machine.start_s + max((device.start_s for device in devices), default=0.0),
             "devices": [device.reply() for device in devices],
             "xids": [[*key, *value] for key, value in sorted(events.seen.items())]
             if events

@@ -31,7 +31,7 @@ def look(place: Place) -> tuple[DeviceCode, ...]:
     """Of every environment; what cannot be read in time is a problem of the place."""
     end = time.monotonic() + SECONDS
     found = []
-    for environment in python.look(place).environments:
+    for environment in place.once("python", python.look).environments:
         for package in LIBRARIES:
             if environment.version(package) is None:
                 continue

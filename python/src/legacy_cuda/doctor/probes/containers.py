@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 from legacy_cuda.doctor.facts import ContainerFacts, Fact
 from legacy_cuda.doctor.place import Place
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 LISTS = ("/etc/cdi", "/var/run/cdi", "/run/cdi")
 DAEMON = "/etc/docker/daemon.json"
+RUNTIME = "/etc/nvidia-container-runtime/config.toml"
 COMMANDS = ("/usr/bin", "/usr/local/bin", "/run/current-system/sw/bin")
 PROGRAMS = ("docker", "podman")
 TOOLKIT = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-toolkit")
@@ -29,6 +36,7 @@ def look(place: Place) -> ContainerFacts:
             if _KIND.search(text):
                 release = _LIBCUDA.search(text)
                 lists[place.real(path)] = Fact(release[1] if release else None, path)
+    no_cgroups, mode = _settings(place)
     return ContainerFacts(
         programs=tuple(
             found for name in PROGRAMS if (found := _program(place, (name,))) is not None
@@ -36,6 +44,26 @@ def look(place: Place) -> ContainerFacts:
         lists=tuple(lists.values()),
         runtime=_runtime(place),
         toolkit=_program(place, TOOLKIT),
+        no_cgroups=no_cgroups,
+        mode=mode,
+    )
+
+
+def _settings(place: Place) -> tuple[Fact[bool] | None, Fact[str] | None]:
+    """Of the NVIDIA container runtime: whether it lets cgroups alone, and its mode."""
+    try:
+        said = tomllib.loads(place.text(RUNTIME) or "")
+    except (ValueError, RecursionError) as error:
+        place.problems.append(f"{RUNTIME}: {error}")
+        return None, None
+    program, runtime = (
+        table if isinstance(table := said.get(name), dict) else {}
+        for name in ("nvidia-container-cli", "nvidia-container-runtime")
+    )
+    alone, mode = program.get("no-cgroups"), runtime.get("mode")
+    return (
+        Fact(alone, RUNTIME) if isinstance(alone, bool) else None,
+        Fact(mode, RUNTIME) if isinstance(mode, str) else None,
     )
 
 

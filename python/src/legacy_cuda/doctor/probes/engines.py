@@ -1,4 +1,5 @@
-"""Services that run Ollama, llama.cpp, vLLM or SGLang: their units, as systemd reads them."""
+"""Services that run Ollama, llama.cpp, vLLM or SGLang: their units, as systemd reads them; and the
+processes of these engines, by their command lines."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ FOLDERS = (
 )
 OLLAMA = ("/usr/local/lib/ollama", "/usr/lib/ollama")
 _ENGINE = re.compile(r"ollama|llama-server|vllm|sglang")
+_ENGINE_BYTES = re.compile(_ENGINE.pattern.replace("llama-server", r"llama[-_]").encode())
 _CUDA = re.compile(r"cuda_v(\d{1,2})")
 _ABOUT_GPUS = re.compile(
     r"(CUDA|NVIDIA|NCCL|OLLAMA|GGML|LLAMA_ARG|VLLM|SGLANG|TORCH|TRITON|PYTORCH)_\w+|LD_LIBRARY_PATH"
@@ -38,12 +40,37 @@ _MOST = 100  # units that are kept
 
 
 def look(place: Place) -> EngineFacts:
-    """Services that are installed, whether they run or not, and Ollama's CUDA libraries."""
-    return EngineFacts(tuple(services(place)), tuple(_ollama(place)))
+    """Services that are installed, whether they run or not, Ollama's CUDA libraries, processes."""
+    return EngineFacts(services(place), tuple(_ollama(place)), processes(place))
 
 
-def services(place: Place) -> Iterator[Service]:
+def processes(place: Place) -> tuple[Service, ...]:
+    """The processes that are engines, as services named ``process N``."""
+    return place.once("processes", lambda here: tuple(_processes(here)))
+
+
+def _processes(place: Place) -> Iterator[Service]:
+    found = 0
+    for name in place.names("/proc"):
+        path = f"/proc/{name}/cmdline"
+        if not name.isdecimal() or (data := place.data(path, 1 << 16)) is None:
+            continue
+        if not _ENGINE_BYTES.search(data):
+            continue
+        command = [word.decode("utf-8", "replace") for word in data.split(b"\0")[:-1]]
+        engine = engine_of(command)
+        if engine is not None and found < _MOST:
+            found += 1
+            words = Fact(tuple(shown(command)), path)
+            yield Service(f"process {name}", engine, words, (), None)
+
+
+def services(place: Place) -> tuple[Service, ...]:
     """The services that start an engine."""
+    return place.once("services", lambda here: tuple(_services(here)))
+
+
+def _services(place: Place) -> Iterator[Service]:
     seen: dict[str, str] = {}
     for folder in FOLDERS:
         for name in place.names(folder):

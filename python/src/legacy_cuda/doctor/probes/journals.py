@@ -15,7 +15,7 @@ _MOST = 4  # services that are asked for
 def look(place: Place) -> tuple[Journal, ...]:
     """One for each service of which there is a journal with a known text."""
     found = []
-    for service in list(engines.services(place))[:_MOST] if place.live else ():
+    for service in engines.services(place)[:_MOST] if place.live else ():
         said = system_log.of_unit(service.unit)
         scan = logs.scan((since_start(said.text),), rules_of("program")) if said else None
         if said is not None and scan is not None and scan.hits:

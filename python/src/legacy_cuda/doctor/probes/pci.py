@@ -12,6 +12,7 @@ _NVIDIA = "0x10de"
 _ID = re.compile(r"0x([0-9a-f]{4})")
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _VIRTUAL = "0x1b36"  # Red Hat: the bridges of QEMU, whose lanes are made up
+_WIDE = 0x00100000  # IORESOURCE_MEM_64 (linux/ioport.h)
 _BARS = 6  # the first lines of ``resource``; the expansion ROM and bridge windows follow
 
 
@@ -48,10 +49,10 @@ def _regions(place: Place, path: str) -> Fact[tuple[Region, ...]] | None:
     regions = []
     for number, line in enumerate(text.splitlines()[:_BARS]):
         try:
-            start, end, _ = (int(word, 16) for word in line.split())
+            start, end, flags = (int(word, 16) for word in line.split())
         except ValueError:
             return None
-        regions.append(Region(number, start, end))
+        regions.append(Region(number, start, end, bool(flags & _WIDE) or end >> 32 > 0))
     return Fact(tuple(regions), path) if len(regions) == _BARS else None
 
 

@@ -38,7 +38,13 @@ def _groups(place: Place) -> Iterator[Group]:
                     )
                     for name in devices
                 ),
+                _translation(place, f"{GROUPS}/{number}/type"),
             )
+
+
+def _translation(place: Place, path: str) -> Fact[str] | None:
+    text = (place.text(path, 256) or "").strip()
+    return Fact(text, path) if text else None
 
 
 def _word(place: Place, path: str) -> str:
