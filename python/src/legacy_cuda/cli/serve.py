@@ -228,7 +228,8 @@ def _ollama(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
         result = _planned(arguments, model, cards)
         if result is None:
             return None
-        settings = result.settings
+        # as planned, not as Ollama finds: it would not use it for some models
+        settings = replace(result.settings, flash=result.placement.flash)
     kinds = [card.capability for card in cards for _ in range(card.dies)]
     address = _address(arguments)
     unit_file = ollama.unit_file(arguments.unit)
@@ -260,9 +261,7 @@ def _ollama_program(arguments: argparse.Namespace, unit_file: Path | None) -> Pa
         words = units.command(units.settings([_text_of(unit_file)]))
         if words and words[0].startswith("/"):
             return Path(words[0])
-    if arguments.compose:
-        return Path("/bin/ollama")
-    if arguments.nix or arguments.litellm or arguments.open_webui:
+    if arguments.compose or arguments.nix or arguments.litellm or arguments.open_webui:
         return Path(ollama.PROGRAM)
     return _program(arguments, ollama.PROGRAM)
 
@@ -472,13 +471,11 @@ def _compose(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
         environment["OLLAMA_HOST"] = inside.url.removeprefix("http://")
     gpus = sum(card.dies for card in cards) if service.planned else 0
     if service.engine == "ollama":
-        words, probe = words[1:], [service.command[0], "list"]
-        environment.pop("LD_LIBRARY_PATH", None)
+        words, probe = words[1:], ["ollama", "list"]
+        environment.pop("LD_LIBRARY_PATH", None)  # the image has its own folder
         environment["OLLAMA_MODELS"] = "/data"
     else:
-        url = f"http://127.0.0.1:{service.address.port}{service.health}"
-        python = str(Path(service.command[0]).parent / "python")
-        probe = [python, "-c", f"import urllib.request as r; r.urlopen({url!r}, timeout=4)"]
+        probe = compose.probe(service.address.port, service.health)
     changed = replace(service, command=tuple(words), environment=environment)
     comments = [
         f"{service.model} by {service.engine}, placed by legacy-cuda serve",

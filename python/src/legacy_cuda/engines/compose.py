@@ -14,6 +14,12 @@ from legacy_cuda.catalog.serving import Image
 from legacy_cuda.engines import Service
 
 
+def probe(port: int, path: str) -> list[str]:
+    """A command that ends with 0 where that path answers 200; of an image with bash and grep."""
+    ask = f"exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3"
+    return ["bash", "-c", f"{ask}; head -n 1 <&3 | grep -q ' 200 '"]
+
+
 def document(service: Service, image: Image, gpus: int, probe: list[str]) -> dict[str, Any]:
     """The file's content.
 
@@ -93,8 +99,13 @@ def _block(value: Any, depth: int, lines: list[str]) -> None:
     items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
     for key, item in items:
         head = f"{indent}{key}:" if key is not None else f"{indent}-"
-        if isinstance(item, dict | list) and item:
-            lines.append(head)
-            _block(item, depth + 1, lines)
-        else:
+        if not isinstance(item, dict | list) or not item:
             lines.append(f"{head} {json.dumps(item, ensure_ascii=False)}")
+            continue
+        inner: list[str] = []
+        _block(item, depth + 1, inner)
+        if key is None:  # the first line stands behind the dash
+            inner[0] = f"{head} {inner[0].lstrip()}"
+        else:
+            lines.append(head)
+        lines += inner

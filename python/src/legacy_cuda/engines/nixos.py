@@ -47,9 +47,9 @@ def llama_cpp(gpus: Sequence[str], service: Service, model: str) -> dict[str, An
 
 def ollama(gpus: Sequence[str], service: Service) -> dict[str, Any]:
     """Options for Ollama; NixOS's module says where it listens."""
-    variables = {k: v for k, v in service.environment.items() if k != "OLLAMA_HOST"}
-    # there Ollama is compiled for the cards, and has no such folder
-    variables.pop("OLLAMA_LLM_LIBRARY", None)
+    # the module says where it listens, and there Ollama is compiled for the cards: no folders
+    left = ("OLLAMA_HOST", "OLLAMA_LLM_LIBRARY", "LD_LIBRARY_PATH")
+    variables = {k: v for k, v in service.environment.items() if k not in left}
     return {
         "hardware.legacy-cuda.gpus": list(gpus),
         "services.legacy-cuda.ollama": {
