@@ -1,5 +1,5 @@
-"""``legacy-cuda up --engine llama-cpp`` for real: installed, audited, and its server asked, by itself
-and started by ``legacy-cuda serve``.
+"""``legacy-cuda up --engine llama-cpp`` for real: installed, audited, and its server asked, once by
+itself and once started by ``legacy-cuda serve``.
 
 Takes the wheels from the cache or from LEGACY_CUDA_INDEX, else compiles them: a quarter of an hour
 with two processors. On a machine without a GPU the server computes on the CPU and says so.

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -72,13 +71,6 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 def run(variables: dict[str, str], *arguments: str) -> Any:
     done = subprocess.run(
         [*tiny.command(), "serve", *arguments],
@@ -121,7 +113,7 @@ def ready(process: subprocess.Popen[str]) -> int:
 def test_ready_killed_ready_again_and_stopped(
     variables: dict[str, str], model: Path, program: Path
 ) -> None:
-    port = free_port()
+    port = tiny.free_port()
     arguments = [str(model), "--gpu", "p40", "--program", str(program), "--port", str(port)]
     with serving(variables, *arguments) as process:
         first = ready(process)
