@@ -201,7 +201,7 @@ def _llama_server(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | 
         address=address,
         health=llama_server.HEALTH,
         metrics=llama_server.METRICS,
-        readable=tuple(_readable(program, [item.absolute() for item in gguf.parts(path)])),
+        readable=tuple(readable(program, [item.absolute() for item in gguf.parts(path)])),
         planned=_on_gpus(result),
     )
 
@@ -336,7 +336,7 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
         address=address,
         health=vllm.HEALTH,
         metrics=vllm.METRICS,
-        readable=tuple(_readable(program, [folder.absolute()])),
+        readable=tuple(readable(program, [folder.absolute()])),
         planned=tuple(setup.weights for _ in where),
         writes=True,
     )
@@ -570,7 +570,7 @@ def _program(arguments: argparse.Namespace, name: str) -> Path:
     return Path(found).absolute()
 
 
-def _readable(program: Path, models: list[Path]) -> list[Path]:
+def readable(program: Path, models: list[Path]) -> list[Path]:
     """What the service sees of a home folder: the model, and the environment that the program is in
     with its Python, or else the program and the libraries beside it. Never a home as a whole.
 

@@ -99,13 +99,13 @@ class Loaded:
         return self.on_gpus / self.size if self.size else 0.0
 
 
-def loaded(reply: Mapping[str, Any]) -> list[Loaded]:
+def loaded(reply: Any) -> list[Loaded]:
     """What /api/ps says.
 
     Raises:
         ValueError: it is nothing that Ollama says.
     """
-    rows = reply.get("models")
+    rows = reply.get("models") if isinstance(reply, Mapping) else None
     if not isinstance(rows, list):
         raise ValueError("no list of models")
     found = []

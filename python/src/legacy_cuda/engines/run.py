@@ -52,23 +52,18 @@ class Engine:
 
 def answers(address: str, timeout: float = 2.0) -> bool:
     """Whether an address answers 200."""
-    parts = urlsplit(address)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     try:
-        connection.request("GET", parts.path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
+        fetched(address, timeout=timeout)
+    except OSError:
         return False
-    finally:
-        connection.close()
+    return True
 
 
-def asked(address: str, body: Any = None, timeout: float = 10.0) -> Any:
-    """The JSON that an address answers; with a body it is a POST.
+def fetched(address: str, body: Any = None, timeout: float = 10.0) -> bytes:
+    """What an address answers; with a body (of JSON) it is a POST.
 
     Raises:
         OSError: nothing answers, or not with 200.
-        ValueError: the answer is no JSON.
     """
     parts = urlsplit(address)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
@@ -82,7 +77,7 @@ def asked(address: str, body: Any = None, timeout: float = 10.0) -> Any:
         text = reply.read(_REPLY)
         if reply.status != 200:
             raise OSError(f"{parts.path} answers {reply.status}: {text[:200].decode('latin-1')}")
-        return json.loads(text)
+        return text
     except http.client.HTTPException as error:
         raise OSError(f"{parts.path}: {error}") from error
     finally:
@@ -92,8 +87,8 @@ def asked(address: str, body: Any = None, timeout: float = 10.0) -> Any:
 def ollama_proof(url: str, model: str) -> Proof:
     """Load a model of an Ollama that answers, and ask where it lies."""
     try:
-        asked(url + ollama.LOAD, {"model": model}, timeout=_LOAD)
-        rows = ollama.loaded(asked(url + ollama.LOADED))
+        fetched(url + ollama.LOAD, {"model": model}, timeout=_LOAD)
+        rows = ollama.loaded(json.loads(fetched(url + ollama.LOADED)))
     except (OSError, ValueError) as error:
         return Proof(None, f"{model} was not loaded: {error}")
     wanted = model if ":" in model else f"{model}:latest"
