@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 from legacy_cuda.fetch import uv_binary
+from legacy_cuda.monitor.asking import ask as ask_engine
+from legacy_cuda.monitor.engines import Engine
 
 pytestmark = pytest.mark.large
 
@@ -246,6 +248,11 @@ def test_an_openai_client_of_serve(made: Made) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout)
+        reading = ask_engine(Engine("llama-server", f"http://127.0.0.1:{port}"))
+        assert reading.up and reading.counts["generated_tokens"] > 0
+        assert set(reading.counts) == {
+            "prompt_tokens", "generated_tokens", "requests_running", "requests_waiting"
+        }  # fmt: skip
         assert said["models"] == ["tiny"]
         assert said["chat"] and set(said["parallel"]) == {said["chat"]}
         assert said["busy"] == 1 and said["freed"], said
