@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from legacy_cuda import sizes
 from legacy_cuda.nvml import Snapshot
 
 _LEAST = 0.5  # of the planned bytes: below that it was not the model that was loaded
@@ -33,6 +34,7 @@ def prove(
         planned: bytes that were to lie on each GPU.
     """
     wanted = sum(planned)
+    asked = sizes.mib(wanted)
     if after.error is not None:
         return Proof(None, f"the driver does not answer: {after.error}")
     mine = [
@@ -43,7 +45,7 @@ def prove(
     ]
     taken = sum(process.memory_bytes or 0 for process in mine)
     if taken >= _LEAST * wanted:
-        return Proof(True, f"{taken >> 20} MiB on the GPUs, {wanted >> 20} planned")
+        return Proof(True, f"{sizes.mib(taken)} MiB on the GPUs, {asked} planned")
     earlier = {device.index: device.memory_used_bytes or 0 for device in before.devices}
     grown = sum(
         max(0, (device.memory_used_bytes or 0) - earlier.get(device.index, 0))
@@ -51,8 +53,10 @@ def prove(
     )
     unknown = any(process.memory_bytes is None for process in mine) or not mine
     if unknown and grown >= _LEAST * wanted:
-        return Proof(True, f"{grown >> 20} MiB more in use on the GPUs, {wanted >> 20} planned")
+        return Proof(
+            True, f"{sizes.mib(grown)} MiB more in use on the GPUs, {sizes.mib(wanted)} planned"
+        )
     if not after.devices:
         return Proof(False, "the driver lists no GPU")
-    seen = max(taken, grown) >> 20
-    return Proof(False, f"{seen} MiB on the GPUs, {wanted >> 20} planned: it uses the CPU")
+    seen = sizes.mib(max(taken, grown))
+    return Proof(False, f"{seen} MiB on the GPUs, {asked} planned: it uses the CPU")

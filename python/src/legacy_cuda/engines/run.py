@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-from legacy_cuda import nvml
+from legacy_cuda import nvml, sizes
 from legacy_cuda.engines import ollama
 from legacy_cuda.engines.proof import Proof, prove
 from legacy_cuda.errors import SurroundingsError
@@ -95,7 +95,7 @@ def ollama_proof(url: str, model: str) -> Proof:
     found = next((row for row in rows if row.name == wanted), None)
     if found is None:
         return Proof(None, f"{model} is not among the models that are loaded")
-    text = f"{found.on_gpus >> 20} of {found.size >> 20} MiB on the GPUs"
+    text = f"{sizes.mib(found.on_gpus)} of {sizes.mib(found.size)} MiB on the GPUs"
     if not found.on_gpus:
         return Proof(False, f"{text}: it uses the CPU")
     return Proof(True, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from legacy_cuda import sizes
 from legacy_cuda.monitor.metrics import State, card, failure_of
 from legacy_cuda.nvml import Device, Snapshot
 
@@ -35,7 +36,7 @@ def row(device: Device) -> tuple[str, ...]:
         return "?" if value is None else form.format(value)
 
     def mib(size: int | None) -> str:
-        return "?" if size is None else str(size >> 20)
+        return "?" if size is None else sizes.mib(size)
 
     limit = shown(device.power_limit_w, "{:.0f}")
     return (
