@@ -84,7 +84,7 @@ class Sampler:
                 *self._process.collect(),
             ]
         )
-        self.overview = overview.page(self.state)
+        self.overview = overview.page(self.state, readings)
         if _may_help_to_renew(snapshot) and time.monotonic() - self._renewed > RENEWAL:
             self._session.close()
             self._renewed = time.monotonic()
