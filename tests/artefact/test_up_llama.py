@@ -265,6 +265,42 @@ def test_an_openai_client_of_serve(made: Made) -> None:
         assert gone.connect_ex(("127.0.0.1", port)) != 0
 
 
+def test_bench_of_serve(made: Made, tmp_path: Path) -> None:
+    """A run of few points, resumed with more rounds, shown, and compared with itself."""
+    port = free_port()
+    command = served(made, made.models / "llama-64-F16.gguf", "--context", "1024")
+    process = subprocess.Popen(
+        [*command, "--parallel", "2", "--port", str(port)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "ready, process" in line)
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        file = tmp_path / "run.json"
+        bench = [sys.executable, "-m", "legacy_cuda", "bench"]
+        run = [*bench, "run", f"http://127.0.0.1:{port}", "--prompt", "32,128"]
+        run += ["--generate", "24", "--concurrency", "1,2", "--output", str(file)]
+        for rounds in ("1", "3"):
+            subprocess.run([*run, "--repeat", rounds], check=True, capture_output=True)
+        found = json.loads(file.read_text())
+        done = subprocess.run(
+            [*bench, "show", str(file)], check=True, capture_output=True, text=True
+        )
+        assert "decode" in done.stdout
+        same = [*bench, "compare", str(file), str(file)]
+        done = subprocess.run(same, check=True, capture_output=True, text=True)
+        assert "worse" not in done.stdout.replace("better or worse", "")
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert found["complete"] and len(found["sessions"]) == 2
+    assert len(found["rounds"]) == 2 * 2 * 3  # lengths of prompts, requests at once, rounds
+    requests = [one for each in found["rounds"] for one in each["requests"]]
+    assert {one["outcome"] for one in requests} == {"ok"}
+    assert {one["completion_tokens"] for one in requests} == {24}
+    assert found["server"]["slots"] == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "a tensor too many"])
 def test_a_bad_file_is_refused_before_the_port_opens(
     made: Made, tmp_path: Path, damage: str

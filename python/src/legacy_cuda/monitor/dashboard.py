@@ -148,7 +148,6 @@ def _variables() -> list[dict[str, Any]]:
             "label": "GPU",
             "type": "query",
             "datasource": _SOURCE,
-            "definition": query,
             "query": {"query": query, "refId": "gpu"},
             "includeAll": True,
             "multi": True,
