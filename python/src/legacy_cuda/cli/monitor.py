@@ -115,6 +115,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--engine",
         action="append",
+        dest="engines",
         default=[],
         metavar="KIND=URL",
         help="an engine to ask too (llama-server, ollama, vllm), to alert when it falls to the CPU",
@@ -147,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _once(arguments.json)
     if arguments.csv:
         return _log(arguments.csv, arguments.interval)
-    engines = _engines(arguments.engine)
+    engines = _engines(arguments.engines)
     return _serve(*_address(arguments.listen), arguments.interval, caps, engines)
 
 
@@ -177,7 +178,7 @@ def _print_unit(arguments: argparse.Namespace) -> int:
         command = [str(python), "-m", "legacy_cuda", "monitor", "--listen", f"{host}:{port}"]
         command += ["--interval", f"{arguments.interval:g}"]
         command += [word for text in arguments.power_cap for word in ("--power-cap", text)]
-        command += [word for text in arguments.engine for word in ("--engine", text)]
+        command += [word for text in arguments.engines for word in ("--engine", text)]
         text = units.exporter(command, readable(python, []), host in LOOPBACK)
     elif arguments.systemd == "resume":
         text = units.resume(arguments.unit or ["ollama.service"])

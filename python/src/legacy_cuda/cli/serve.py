@@ -515,7 +515,10 @@ def _gateway(arguments: argparse.Namespace, service: Service) -> str:
         endpoints.append(gateway.Endpoint(engine, name.removeprefix("ollama/"), url.rstrip("/")))
     if arguments.open_webui:
         return unit.environment_file(gateway.open_webui(endpoints), ["open-webui", "serve"])
-    return compose.text(gateway.litellm(endpoints), ["litellm --config FILE --host 127.0.0.1"])
+    return compose.text(
+        gateway.litellm(endpoints),
+        ["LITELLM_MASTER_KEY=sk-... litellm --config FILE --host 127.0.0.1"],
+    )
 
 
 def _text_of(path: Path) -> str:

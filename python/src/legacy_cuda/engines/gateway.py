@@ -26,7 +26,12 @@ def litellm(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             # the client of this protocol wants a key
             how = {"model": f"openai/{one.model}", "api_base": f"{one.url}/v1", "api_key": "none"}
         rows.append({"model_name": one.model, "litellm_params": how})
-    return {"model_list": rows, "litellm_settings": {"telemetry": False}}
+    return {
+        "model_list": rows,
+        "litellm_settings": {"telemetry": False},
+        # it does not start without one
+        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+    }
 
 
 def open_webui(endpoints: Sequence[Endpoint], gateway: str = "") -> dict[str, str]:
