@@ -6,6 +6,7 @@ tests/llama/placements.py. No GPU was there.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import placements
@@ -20,6 +21,7 @@ from legacy_cuda.planner.placement import PIECE, Settings
 from legacy_cuda.planner.shapes import model_of
 
 CASES = placements.recorded()
+REPLAYED = placements.recorded(placements.REPLAYED)
 HALF_DIGIT = 0.0051  # llama.cpp prints two digits of MiB
 
 
@@ -34,11 +36,36 @@ def test_there_are_cases_of_each_kind() -> None:
     "model", list(dict.fromkeys(case.model for case in CASES)), ids=lambda name: name
 )
 def test_weights_cache_and_buffers_are_what_llama_cpp_says(model: str) -> None:
+    """A stand-in computes nothing and so keeps nothing for what a GPU computes as one: with experts
+    some of its compute buffers differ. The replayed library's are those that are planned."""
     for case in (case for case in CASES if case.model == model):
+        experts = bool(placements.planned_model(case).shape.experts)
+        for kind, backend, said, mine in placements.foretold(case):
+            text = f"{kind} of {backend}: {mine:.3f} MiB planned, {said} logged; {case}"
+            if experts and kind == "compute" and re.fullmatch(r"CUDA\d", backend):
+                assert 0.8 * said < mine < 1.6 * said, text
+            else:
+                assert mine == pytest.approx(said, abs=HALF_DIGIT), text
+
+
+@pytest.mark.parametrize(
+    "model", list(dict.fromkeys(case.model for case in REPLAYED)), ids=lambda name: name
+)
+def test_a_real_library_for_gpus_says_the_same(model: str) -> None:
+    """llama.cpp's own library for CUDA, compiled for 3.7 and replayed on an H200."""
+    for case in (case for case in REPLAYED if case.model == model):
         for kind, backend, said, mine in placements.foretold(case):
             assert mine == pytest.approx(said, abs=HALF_DIGIT), (
                 f"{kind} of {backend}: {mine:.3f} MiB planned, {said} logged; {case}"
             )
+
+
+def test_a_quantised_cache_of_values_switches_flash_attention_on() -> None:
+    """On a K80 too, where it is off by itself; llama-server would refuse `off` there."""
+    where = plan.devices([catalog.find_gpu("k80")], overhead((11, 8)))[:1]
+    small = find_format("q8_0")
+    for settings, flash in ((Settings(), False), (Settings(keys=small, values=small), True)):
+        assert plan.try_out(_model("qwen3-8b", "Q4_K_M"), settings, where).placement.flash is flash
 
 
 def test_weights_of_the_host_are_what_is_mapped() -> None:

@@ -248,9 +248,13 @@ def attention_of(
     capabilities: Sequence[Capability],
 ) -> tuple[bool, bool]:
     """Whether flash attention is used, everywhere or nowhere, and whether the cache's values are
-    transposed: without it they are, unless that is found out after the cache was made."""
-    if settings.flash is not None:
-        return settings.flash, not settings.flash
+    transposed: without it they are, unless that is found out after the cache was made. A quantised
+    cache of values has it switched on where nothing was asked for, on a K80 too."""
+    flash = settings.flash
+    if flash is None and settings.values.quantised:
+        flash = True
+    if flash is not None:
+        return flash, not flash
     if any(capability < _FLASH_FROM for capability in capabilities):
         return False, True
     shape = model.shape
