@@ -68,8 +68,9 @@ def add(subparsers: Any) -> None:
     what.add_argument(
         "--systemd",
         choices=("exporter", "power-cap", "thermal-guard", "resume"),
-        help="print a service: this exporter, power limits, less power for a card that is too hot, "
-        "nvidia_uvm loaded anew after a suspend",
+        metavar="SERVICE",
+        help="print a service: exporter (this), power-cap, thermal-guard (less power for a card "
+        "that is too hot), resume (nvidia_uvm loaded anew after a suspend)",
     )
     what.add_argument("--dashboard", action="store_true", help="print the dashboard for Grafana")
     parser.add_argument(

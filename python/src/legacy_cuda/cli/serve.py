@@ -50,6 +50,8 @@ def add(subparsers: Any) -> None:
         "started.",
         epilog=_EPILOG,
         formatter_class=output.HelpFormatter,
+        # argparse would write the forms, which exclude each other, on one line
+        usage="legacy-cuda serve [options] model",
     )
     parser.add_argument(
         "model",
