@@ -24,7 +24,7 @@ from legacy_cuda import audit, catalog, evidence
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.catalog.alerts import alerts
 from legacy_cuda.catalog.locks import load_lock
-from legacy_cuda.monitor import metrics
+from legacy_cuda.monitor import engines, metrics
 from legacy_cuda.nvml import Snapshot
 from legacy_cuda.resolve import Refusal, drivers_for, resolve
 
@@ -150,7 +150,11 @@ def wheels() -> str:
 def metric_names() -> str:
     """What the monitor shows, in the order of its page."""
     rows = [["metric", "type", "what it is"]]
-    for metric in metrics.families(metrics.State(Snapshot(0.0, 0.0), (), {})):
+    found = [
+        *metrics.families(metrics.State(Snapshot(0.0, 0.0), (), {})),
+        *engines.families((), ()),
+    ]
+    for metric in found:
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name
         rows.append([f"`{name}`", metric.type, metric.documentation])
     return table(rows)

@@ -28,6 +28,9 @@ from legacy_cuda.fetch import uv_binary
 pytestmark = pytest.mark.large
 
 ASK = Path(__file__).parents[1] / "vllm" / "configurations.py"
+# a file of safetensors with one tensor of eight values
+_HEAD = b'{"w":{"dtype":"BF16","shape":[8],"data_offsets":[0,16]}}'
+WEIGHTS = len(_HEAD).to_bytes(8, "little") + _HEAD + bytes(16)
 CARDS = {
     "p40": ("Tesla P40", "6.1", "24576"),
     "p4": ("Tesla P4", "6.1", "7680"),
@@ -157,3 +160,36 @@ def test_what_it_makes_of_configurations(made: Made, card: str) -> None:
     assert set(refused) == (set() if two else {label for label in rows if "two cards" in label})
     if two:
         assert taken["two cards, tensor parallel"]["executor"] == "mp"
+
+
+def test_what_serve_says_is_what_vllm_takes(made: Made, tmp_path: Path) -> None:
+    """The arguments go through vLLM's own parser, and what serve refuses vLLM refuses too."""
+    sys.path.insert(0, str(ASK.parent))
+    try:
+        from configurations import MODELS
+    finally:
+        sys.path.remove(str(ASK.parent))
+    expected = {}
+    for number, (config, options) in enumerate(MODELS.values()):
+        if options or config["model_type"] == "deepseek_v2":  # serve does not know its shape
+            continue
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(WEIGHTS)
+        program = made.folder / "bin" / "vllm"
+        command = [*(sys.executable, "-m", "legacy_cuda", "serve", str(folder), "--gpu", "p40")]
+        command += ["--context", "1024", "--parallel", "3", "--program", str(program), "--json"]
+        first = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, "--anyway"], capture_output=True, text=True, check=True)
+        path = tmp_path / f"{number}.json"
+        path.write_text(done.stdout)
+        expected[str(path)] = first.returncode == 0
+    asked = made.run("python", ASK.with_name("arguments.py"), *CARDS["p40"], "1", *expected)
+    said = json.loads(asked)
+    assert {path: row["taken"] for path, row in said.items()} == expected
+    assert sum(expected.values()) > 3 and not all(expected.values())
+    for row in said.values():
+        if row["taken"]:
+            assert (row["context"], row["parallel"], row["gpus"]) == (1024, 3, 1)
+            assert row["url"] == "http://127.0.0.1:8000"

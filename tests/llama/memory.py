@@ -4,8 +4,9 @@
         [--outputs N] [--flash -1|0|1] [--unified] [--layers N] [--split A,B]
 
 Loads the model and makes a context, computes nothing, and reads the sizes from llama.cpp's own log,
-in MiB with the two digits it prints. ``LLAMA_CPP_LIB_PATH`` names its libraries: with those of
-``placements.py`` the GPUs are stand-ins, of which ``STANDIN_DEVICES`` tells.
+in MiB with the two digits it prints; the lines themselves go to standard error.
+``LLAMA_CPP_LIB_PATH`` names its libraries: with those of ``placements.py`` the GPUs are stand-ins,
+of which ``STANDIN_DEVICES`` tells.
 
 Needs: llama-cpp-python; nothing else, so that it runs where pytest does not.
 """
@@ -62,7 +63,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     context = llama_cpp.llama_init_from_model(model, settings)
     if not context:
         sys.exit("".join(lines[-5:]))
-    found = sizes("".join(lines))
+    log_text = "".join(lines)
+    for line in log_text.splitlines():
+        if "buffer size" in line or "Flash Attention" in line:
+            print(line, file=sys.stderr)
+    found = sizes(log_text)
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
     return found

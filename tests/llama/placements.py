@@ -2,6 +2,8 @@
 
     python -m tests.llama.placements --llama VENV --sources VENDOR --work FOLDER > FILE
     python -m tests.llama.placements --compare tests/unit/placements.json
+    legacy-cuda replay --capability 6.1 --libraries LIB -- \\
+        python -m tests.llama.placements --gpu 6.1 --work FOLDER > FILE
 
 Without GPUs: ``standin.cpp`` is compiled and takes the place of llama.cpp's library for CUDA. Its
 devices answer what CUDA's do (memory, alignment, what they compute and what they take over from the
@@ -9,7 +11,9 @@ host) and compute nothing, so llama.cpp decides everything that a plan foretells
 cards, and logs it. Cases without devices run on the CPU as it is.
 
 ``VENV`` has llama-cpp-python as built here, ``VENDOR`` is the folder vendor/llama.cpp of its sdist.
-Needs: gguf, numpy, g++, and about ten minutes.
+With ``--gpu`` the GPU at hand is used, one of that capability or one that replays it, by the
+llama-cpp-python of this Python: the cases of one GPU alone.
+Needs: gguf, numpy, g++ (not for ``--gpu``), and about ten minutes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,36 +123,51 @@ def libraries(llama: Path, sources: Path, work: Path) -> Path:
     return place
 
 
-def record(llama: Path, sources: Path, work: Path) -> list[dict[str, Any]]:
-    """Measure every case."""
+def on_one_gpu(capability: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Every case with the settings that one GPU can have; of its memory nothing depends on."""
+    device = f"GPU:{capability.replace('.', '')}:100000"
+    found = [
+        (name, device, {key: value for key, value in case.items() if key != "split"})
+        for name, devices, case in cases()
+        if devices
+    ]
+    return [row for at, row in enumerate(found) if row not in found[:at]]
+
+
+def record(
+    asked: list[tuple[str, str, dict[str, Any]]],
+    python: Path,
+    variables: dict[str, str],
+    work: Path,
+    jobs: int,
+) -> Iterator[dict[str, Any]]:
+    """Measure the cases, some at a time, each by that Python with those variables."""
     from tests.llama import shapes
 
-    place = libraries(llama, sources, work)
-    found = []
-    for name, devices, case in cases():
-        known, mix = shapes.find(name)
-        path = work / f"{name.replace(':', '-')}.gguf"
-        if not path.exists():
-            shapes.write(known, mix, path)
-        command = [str(llama / "bin" / "python"), str(HERE / "memory.py"), str(path)]
+    def measure(asked_for: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
+        name, devices, case = asked_for
         done = subprocess.run(
-            [*command, *arguments_of(case)],
-            env={
-                **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-                "LLAMA_CPP_LIB_PATH": str(place),
-                "STANDIN_DEVICES": devices,
-            },
+            [str(python), str(HERE / "memory.py"), str(file_of(name)), *arguments_of(case)],
+            env={**variables, "STANDIN_DEVICES": devices},
             capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
             sys.exit(f"{name} on {devices} with {case}: {done.stderr[-2000:]}")
-        print(f"{name} {devices} {case}", file=sys.stderr)
-        found.append(
-            {"model": name, "devices": devices, "settings": case, "mib": json.loads(done.stdout)}
-        )
-    return found
+        print(f"{name} {devices} {case}\n{done.stderr}", file=sys.stderr, flush=True)
+        return {
+            "model": name, "devices": devices, "settings": case, "mib": json.loads(done.stdout)
+        }  # fmt: skip
+
+    def file_of(name: str) -> Path:
+        return work / f"{name.replace(':', '-')}.gguf"
+
+    for name in dict.fromkeys(name for name, *_ in asked):
+        if not file_of(name).exists():
+            shapes.write(*shapes.find(name), file_of(name))
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(measure, asked)
 
 
 def compare(path: Path) -> int:
@@ -193,12 +214,24 @@ def main() -> int:
     parser.add_argument("--llama", type=Path)
     parser.add_argument("--sources", type=Path)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--gpu", metavar="CAPABILITY", help="the GPU at hand, no stand-ins")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--compare", type=Path)
     options = parser.parse_args()
     if options.compare:
         return compare(options.compare)
-    rows = record(options.llama, options.sources, options.work)
-    print("[" + ",\n ".join(json.dumps(row) for row in rows) + "]")
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.gpu:
+        asked, python, variables = on_one_gpu(options.gpu), Path(sys.executable), dict(os.environ)
+    else:
+        asked, python = cases(), options.llama / "bin" / "python"
+        variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        place = libraries(options.llama, options.sources, options.work)
+        variables["LLAMA_CPP_LIB_PATH"] = str(place)
+    print("[", end="")
+    for at, row in enumerate(record(asked, python, variables, options.work, options.jobs)):
+        print(("" if at == 0 else ",\n ") + json.dumps(row), end="", flush=True)
+    print("]")
     return 0
 
 

@@ -22,7 +22,7 @@ from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.alerts import Alert, alerts, tomllib
 from legacy_cuda.cli import main
-from legacy_cuda.monitor import dashboard, metrics, rules
+from legacy_cuda.monitor import dashboard, engines, metrics, rules
 from legacy_cuda.monitor.sampler import after
 from legacy_cuda.nvml import Device, Missing, Process, Snapshot, Xid
 
@@ -51,6 +51,14 @@ LIMIT, CAP = f"nvidia_gpu_power_limit{{{GPU}}}", f"nvidia_gpu_power_cap{{{GPU}}}
 ECC = f"nvidia_gpu_ecc_errors_uncorrected_volatile_total{{{GPU}}}"
 NVML = 'nvidia_gpu_monitor_nvml_up{reason="%s"}'
 LAST = "nvidia_gpu_monitor_last_sample_timestamp_seconds"
+ENGINE = {"engine": "ollama", "url": "http://127.0.0.1:11434"}
+_OWN = 'engine="ollama", url="http://127.0.0.1:11434"'
+UP, LOADED, ON_GPUS = (
+    f"legacy_cuda_engine_{name}{{{_OWN}}}" for name in ("up", "models_loaded", "gpu_memory_bytes")
+)
+WHOLE, PART = (
+    f'legacy_cuda_engine_{name}{{{_OWN}, model="m"}}' for name in ("model_bytes", "model_gpu_bytes")
+)
 CASES = [
     Case("NvidiaGpuMemoryHigh", {USED: "91x20", TOTAL: "100x20"}, 6, P40),
     Case("NvidiaGpuMemoryHigh", {USED: "91x20", TOTAL: "100x20"}, 4, None),
@@ -99,6 +107,15 @@ CASES = [
     Case("NvidiaGpuSamplesStale", {LAST: "0+60x20"}, 15, None),
     Case("NvidiaGpuMonitorGone", {"nvidia_gpu_count": "1x20"}, 3, {}),
     Case("NvidiaGpuMonitorGone", {LAST: "0x20"}, 15, None),
+    Case("NvidiaEngineOnCpu", {LOADED: "1x20", ON_GPUS: "5e9x3 0x20"}, 6, ENGINE),
+    Case("NvidiaEngineOnCpu", {LOADED: "1x20", ON_GPUS: "5e9x20"}, 15, None),
+    Case("NvidiaEngineOnCpu", {LOADED: "0x20", ON_GPUS: "0x20"}, 15, None),
+    Case("NvidiaEngineOnCpu", {LOADED: "1x20"}, 15, None),  # the driver does not tell
+    Case("NvidiaEnginePartlyOnCpu", {PART: "60x20", WHOLE: "100x20"}, 3, {**ENGINE, "model": "m"}),
+    Case("NvidiaEnginePartlyOnCpu", {PART: "100x20", WHOLE: "100x20"}, 15, None),
+    Case("NvidiaEnginePartlyOnCpu", {PART: "0x20", WHOLE: "100x20"}, 15, None),
+    Case("NvidiaEngineGone", {UP: "1x3 0x20"}, 7, ENGINE),
+    Case("NvidiaEngineGone", {UP: "1 0 1 0 1 0 1 0 1"}, 7, None),
 ]
 
 
@@ -187,6 +204,7 @@ VALUES = {
     "NvidiaGpuEccUncorrected": ("{{ $value }}", "2"),
     "NvidiaGpuPowerCapLost": ("{{ $value }}", "250"),
     "NvidiaGpuSamplesStale": ("{{ $value | humanizeDuration }}", "4m 0s"),
+    "NvidiaEnginePartlyOnCpu": ("{{ $value | humanizePercentage }}", "60%"),
 }
 
 
@@ -220,12 +238,17 @@ def names_there_are() -> set[str]:
     other = Device(index=1, uuid="GPU-b")
     found = Snapshot(1.0, 0.1, devices=(full, other), xids=(Xid(0, 79, 1, 1.0),))
     empty = metrics.State(Snapshot(0.0, 0.0), (), {}, power_caps={"": 100.0})
-    page = metrics.families(after(empty, found))
+    state = after(empty, found)
+    counts = {"prompt_tokens": 1, "generated_tokens": 1, "requests_running": 1}
+    said = engines.Reading(
+        engines.Engine("ollama", "h"), True, {"m": (2, 1)}, {**counts, "requests_waiting": 1}
+    )
+    page = [*metrics.families(state), *engines.families([said], state.devices)]
     return {sample.name for metric in page for sample in metric.samples}
 
 
 def names_in(expr: str) -> set[str]:
-    return set(re.findall(r"nvidia_gpu_\w+", expr))
+    return set(re.findall(r"(?:nvidia_gpu|legacy_cuda_engine)_\w+", expr))
 
 
 def test_rules_and_dashboard_ask_for_metrics_that_there_are() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from legacy_cuda.catalog.alerts import alerts
-from legacy_cuda.monitor import rules
+from legacy_cuda.monitor import dashboard, rules
 from tests.monitor.test_monitor import PATIENCE, monitor
 from tests.nvml import standin
 from tests.nvml.standin import MIB, Standin
@@ -35,6 +35,8 @@ class Prometheus:
             with urllib.request.urlopen(f"http://{self.address}{path}", timeout=10) as answer:
                 result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
                 return result
+        except urllib.error.HTTPError as error:  # the query is none
+            raise AssertionError(f"{expr}: {error.read().decode()}") from error
         except (urllib.error.URLError, ConnectionError):  # it is starting
             return []
 
@@ -108,3 +110,16 @@ def test_it_is_scraped_and_alerts_fire(machine: Standin, prometheus: Prometheus)
     time.sleep(3)  # scrapes go on
     assert prometheus.query("min_over_time(up[1m])")[0]["value"][1] == "1"
     assert float(prometheus.query("max_over_time(scrape_duration_seconds[1m])")[0]["value"][1]) < 2
+
+
+def test_every_query_of_the_dashboard_is_answered(prometheus: Prometheus) -> None:
+    """No GPU fails and no engine is there, so that these have no numbers; the others do."""
+    prometheus.until("nvidia_gpu_memory_used_bytes")
+    nothing = {"nvidia_gpu_failure", "nvidia_gpu_xid_errors_total"}
+    for panel in dashboard.PANELS:
+        for expr, _ in panel.queries:
+            asked = expr.replace("$gpu", ".*")
+            if "legacy_cuda_engine" in expr or any(name in expr for name in nothing):
+                assert prometheus.query(asked) == []
+            else:
+                assert prometheus.until(asked), expr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 KINDS = {int: 4, float: 6, bool: 7, str: 8}
@@ -120,3 +121,16 @@ def safetensors(tensors: dict[str, tuple[str, Sequence[int]]], cut: int = 0) -> 
         offset += size
     body = json.dumps(header).encode()
     return struct.pack("<Q", len(body)) + body + bytes(max(0, offset - cut))
+
+
+def folder(place: Path, **changes: Any) -> None:
+    """A folder of a tiny Llama in safetensors; ``changes`` are of its config.json."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+        "intermediate_size": 128, "max_position_embeddings": 8192000, "num_attention_heads": 4,
+        "num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": 32,
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps({**config, **changes}))
+    (place / "model.safetensors").write_bytes(safetensors({"a": ("BF16", (32, 64))}))

@@ -17,6 +17,7 @@ from tests.llama.placements import settings_of
 from tests.llama.tiny import TINY
 
 FILE = Path(__file__).with_name("placements.json")
+REPLAYED = Path(__file__).with_name("placements_replayed.json")  # 3.7, replayed on an H200
 MIB = 1 << 20
 
 
@@ -40,9 +41,9 @@ class Recorded:
         return [int(item.split(":")[2]) * MIB for item in self.devices.split(",") if item]
 
 
-def recorded() -> list[Recorded]:
-    """Every case."""
-    return [Recorded(**row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
+def recorded(file: Path = FILE) -> list[Recorded]:
+    """Every case: on stand-ins for GPUs, or as REPLAYED."""
+    return [Recorded(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def planned_model(case: Recorded) -> Model:

@@ -6,18 +6,22 @@ tests/llama/placements.py. No GPU was there.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import placements
 import pytest
 
 from legacy_cuda import catalog
 from legacy_cuda.catalog.estimates import overhead
-from legacy_cuda.catalog.models import find_mix, find_model
+from legacy_cuda.catalog.models import find_format, find_mix, find_model
 from legacy_cuda.planner import plan
 from legacy_cuda.planner.model import Model
 from legacy_cuda.planner.placement import PIECE, Settings
 from legacy_cuda.planner.shapes import model_of
 
 CASES = placements.recorded()
+REPLAYED = placements.recorded(placements.REPLAYED)
 HALF_DIGIT = 0.0051  # llama.cpp prints two digits of MiB
 
 
@@ -32,11 +36,36 @@ def test_there_are_cases_of_each_kind() -> None:
     "model", list(dict.fromkeys(case.model for case in CASES)), ids=lambda name: name
 )
 def test_weights_cache_and_buffers_are_what_llama_cpp_says(model: str) -> None:
+    """A stand-in computes nothing and so keeps nothing for what a GPU computes as one: with experts
+    some of its compute buffers differ. The replayed library's are those that are planned."""
     for case in (case for case in CASES if case.model == model):
+        experts = bool(placements.planned_model(case).shape.experts)
+        for kind, backend, said, mine in placements.foretold(case):
+            text = f"{kind} of {backend}: {mine:.3f} MiB planned, {said} logged; {case}"
+            if experts and kind == "compute" and re.fullmatch(r"CUDA\d", backend):
+                assert 0.8 * said < mine < 1.6 * said, text
+            else:
+                assert mine == pytest.approx(said, abs=HALF_DIGIT), text
+
+
+@pytest.mark.parametrize(
+    "model", list(dict.fromkeys(case.model for case in REPLAYED)), ids=lambda name: name
+)
+def test_a_real_library_for_gpus_says_the_same(model: str) -> None:
+    """llama.cpp's own library for CUDA, compiled for 3.7 and replayed on an H200."""
+    for case in (case for case in REPLAYED if case.model == model):
         for kind, backend, said, mine in placements.foretold(case):
             assert mine == pytest.approx(said, abs=HALF_DIGIT), (
                 f"{kind} of {backend}: {mine:.3f} MiB planned, {said} logged; {case}"
             )
+
+
+def test_a_quantised_cache_of_values_switches_flash_attention_on() -> None:
+    """On a K80 too, where it is off by itself; llama-server would refuse `off` there."""
+    where = plan.devices([catalog.find_gpu("k80")], overhead((11, 8)))[:1]
+    small = find_format("q8_0")
+    for settings, flash in ((Settings(), False), (Settings(keys=small, values=small), True)):
+        assert plan.try_out(_model("qwen3-8b", "Q4_K_M"), settings, where).placement.flash is flash
 
 
 def test_weights_of_the_host_are_what_is_mapped() -> None:
@@ -57,7 +86,14 @@ def _pool(name: str, mix: str, gpu: str, parallel: int) -> int:
     """Bytes of it on the GPU that has the output."""
     where = plan.devices([catalog.find_gpu(gpu)], overhead((12, 4)))
     settings = Settings(context=3840, parallel=parallel)
-    return plan.try_out(_model(name, mix), settings, where).placement.gpus[-1].pool
+    model = _model(name, "F16" if mix == "BF16" else mix)
+    if mix == "BF16":  # a file may have it; no mix does
+        wide = find_format("bf16")
+        tensors = [
+            replace(one, format=wide) if one.format.name == "F16" else one for one in model.tensors
+        ]
+        model = replace(model, tensors=tuple(tensors))
+    return plan.try_out(model, settings, where).placement.gpus[-1].pool
 
 
 def test_many_conversations_have_the_output_matrix_converted() -> None:
@@ -72,9 +108,32 @@ def test_many_conversations_have_the_output_matrix_converted() -> None:
     for gpu in ("p40", "v100"):
         one, many = (_pool("llama-3.1-8b", "Q4_K_M", gpu, parallel) for parallel in (1, 16))
         assert one == many
-    # in half precision where that is fast, with as many columns
+    # in half precision where that is fast, with as many columns, and the result in halves too
     half = _pool("llama-3.1-8b", "Q4_K_M", "p100", 16)
-    assert 0 <= half - (128256 * 4096 * 2 + 4096 * 16 * 2) < PIECE
+    assert 0 <= half - (128256 * 4096 * 2 + 4096 * 16 * 2 + 128256 * 16 * 2) < PIECE
+
+
+def test_weights_that_cublas_reads_as_they_are() -> None:
+    """F32 needs nothing on any card; BF16 becomes F32 where there is no bfloat16, and F16 stays
+    where halves are fast: ggml_cuda_mul_mat_cublas."""
+    largest = 14336 * 4096  # of a layer
+    for gpu in ("p100", "v100", "p40"):
+        assert _pool("llama-3.1-8b", "F32", gpu, 1) == 0, gpu
+        assert 0 <= _pool("llama-3.1-8b", "BF16", gpu, 1) - 4 * largest < PIECE, gpu
+    batch = 512
+    assert 0 <= _pool("llama-3.1-8b", "F16", "v100", 1) - 2 * 14336 * batch < PIECE
+    both = 2 * (14336 + 4096) * batch  # the batch and its result
+    assert 0 <= _pool("llama-3.1-8b", "F16", "p100", 1) - both < PIECE
+
+
+def test_experts_are_sorted_where_nothing_multiplies_them_in_bytes() -> None:
+    """On a V100 with 64 columns and more, and below 6.0: ggml_cuda_mul_mat_id."""
+    gpus = {gpu: _pool("mixtral-8x7b", "Q4_K_M", gpu, 1) for gpu in ("p40", "p100", "v100", "k80")}
+    sorted_batch = 512 * 2 * (14336 + 4096) * 4  # two experts for each token, in and out
+    expert = 14336 * 4096
+    assert gpus["p40"] < sorted_batch
+    for gpu, width in (("v100", 2), ("k80", 4)):
+        assert sorted_batch + expert * width <= gpus[gpu] < sorted_batch + expert * (width + 1), gpu
 
 
 def test_a_table_that_is_the_output_too_is_converted_as_one() -> None:

@@ -155,11 +155,14 @@ def test_what_does_not_fit_comes_with_what_does() -> None:
 def test_a_quantised_cache_needs_flash_attention() -> None:
     small = find_format("q8_0")
     k80 = plan.devices([catalog.find_gpu("k80")], overhead((11, 8)))
-    made = plan.make(model("llama-2-7b"), Settings(keys=small, values=small), k80)
+    off = Settings(keys=small, values=small, flash=False)
+    made = plan.make(model("llama-2-7b"), off, k80)
     assert made.result.verdict == "not" and "flash attention" in made.result.problem
     assert any(option.result.placement.flash for option in made.options)
-    on = plan.try_out(model("llama-2-7b"), Settings(keys=small, values=small, flash=True), k80)
-    assert on.verdict == "fits"
+    # where nothing was asked for it is switched on
+    for flash in (True, None):
+        on = plan.try_out(model("llama-2-7b"), replace(off, flash=flash), k80)
+        assert on.verdict == "fits" and on.placement.flash
 
 
 def test_what_a_screen_leaves_nothing_of_does_not_fit() -> None:

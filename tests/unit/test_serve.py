@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from hypothesis import strategies as st
 from legacy_cuda import catalog
 from legacy_cuda.catalog.estimates import overhead
 from legacy_cuda.catalog.models import find_format, find_mix, find_model
-from legacy_cuda.engines import llama_server, unit
+from legacy_cuda.engines import Address, llama_server, unit
 from legacy_cuda.planner import plan
 from legacy_cuda.planner.placement import Settings
 from legacy_cuda.planner.shapes import model_of
@@ -72,13 +71,6 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
 def run(variables: dict[str, str], *arguments: str) -> Any:
     done = subprocess.run(
         [*tiny.command(), "serve", *arguments],
@@ -111,18 +103,25 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"no line with {text!r}")
 
 
+def ready(process: subprocess.Popen[str]) -> int:
+    """The engine's process, once it is ready."""
+    found = re.search(r"ready, process (\d+)", line_with(process, "ready"))
+    assert found
+    return int(found[1])
+
+
 def test_ready_killed_ready_again_and_stopped(
     variables: dict[str, str], model: Path, program: Path
 ) -> None:
-    port = free_port()
+    port = tiny.free_port()
     arguments = [str(model), "--gpu", "p40", "--program", str(program), "--port", str(port)]
     with serving(variables, *arguments) as process:
-        first = int(line_with(process, "ready").rpartition(" ")[2])
+        first = ready(process)
         again = run(variables, *arguments)
         assert again.returncode == 3 and "listens" in again.stderr
         os.kill(first, signal.SIGKILL)
         assert "SIGKILL" in line_with(process, "ended")
-        second = int(line_with(process, "ready").rpartition(" ")[2])
+        second = ready(process)
         assert second != first
         process.terminate()
         assert process.wait(timeout=60) == 0
@@ -312,7 +311,7 @@ def test_arguments_say_everything_that_was_planned() -> None:
     small = find_format("q8_0")
     settings = Settings(context=5000, parallel=3, keys=small, values=small, split=(2.0, 1.0))
     found = plan.try_out(model_of(find_model("qwen3-8b"), find_mix("Q4_K_M")), settings, where)
-    given = llama_server.arguments(found, Path("/m.gguf"), llama_server.Address(), "x")
+    given = llama_server.arguments(found, Path("/m.gguf"), Address(), "x")
     pairs = dict(itertools.pairwise(given))
     assert pairs["--ctx-size"] == str(3 * 5120) and pairs["--parallel"] == "3"
     assert pairs["--tensor-split"] == "25,12" and pairs["--n-gpu-layers"] == "37"
@@ -320,7 +319,7 @@ def test_arguments_say_everything_that_was_planned() -> None:
     again = plan.try_out(found.model, counted, where)
     assert again.placement.places == found.placement.places
     single = plan.try_out(found.model, replace(settings, split=None), where[:1])
-    given = llama_server.arguments(single, Path("/m.gguf"), llama_server.Address(), "x")
+    given = llama_server.arguments(single, Path("/m.gguf"), Address(), "x")
     assert given[given.index("--split-mode") + 1] == "none" and "--tensor-split" not in given
     pairs = dict(itertools.pairwise(given))
     assert pairs["--flash-attn"] == "on" and pairs["--cache-type-v"] == "q8_0"
@@ -337,7 +336,7 @@ def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(
     where = plan.devices([catalog.find_gpu("p40")] * cards, overhead((12, 4)))
     model = model_of(find_model("qwen3-8b"), find_mix("Q4_K_M"))
     found = plan.try_out(model, Settings(layers=layers), where)
-    given = llama_server.arguments(found, Path("/m.gguf"), llama_server.Address(), "x")
+    given = llama_server.arguments(found, Path("/m.gguf"), Address(), "x")
     assert dict(itertools.pairwise(given))["--device"] == device
     assert ("--tensor-split" in given) == (cards > 1 and layers != 0)
 
@@ -348,7 +347,7 @@ def test_a_large_batch_is_given_twice(batch: int, given: str | None) -> None:
     where = plan.devices([catalog.find_gpu("p40")], overhead((12, 4)))
     model = model_of(find_model("qwen3-8b"), find_mix("Q4_K_M"))
     found = plan.try_out(model, Settings(context=8192, batch=batch), where)
-    words = llama_server.arguments(found, Path("/m.gguf"), llama_server.Address(), "x")
+    words = llama_server.arguments(found, Path("/m.gguf"), Address(), "x")
     pairs = dict(itertools.pairwise(words))
     assert pairs["--ubatch-size"] == str(batch) and pairs.get("--batch-size") == given
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -45,6 +46,14 @@ _C = SimpleNamespace(_cuda_getArchFlags=lambda: "{flags}")
 cuda = SimpleNamespace(is_available=lambda: False)
 backends = SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 90500))
 """
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
 
 
 @dataclass(frozen=True)

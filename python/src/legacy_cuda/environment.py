@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from legacy_cuda import __version__, audit, paths, report
+from legacy_cuda import __version__, audit, paths, report, sizes
 from legacy_cuda.build import make as patched_wheels
 from legacy_cuda.build import provide
 from legacy_cuda.build.make import Built
@@ -572,7 +572,7 @@ def check_space(plan: Plan) -> None:
     if free(ours) < 0:
         raise SurroundingsError(
             f"not enough room for patched wheels on {ours}",
-            f"needs {_gib(stored)}, {_gib(stored + free(ours))} are free",
+            f"needs {sizes.readable(stored)}, {sizes.readable(stored + free(ours))} are free",
             "free space, or set LEGACY_CUDA_CACHE to another folder",
         )
     shared = existing.stat().st_dev == own.stat().st_dev
@@ -590,7 +590,7 @@ def check_space(plan: Plan) -> None:
         if free(place) < size:
             raise SurroundingsError(
                 f"not enough room for {what} on {place}",
-                f"needs {_gib(size)}, {_gib(max(0, free(place)))} are free",
+                f"needs {sizes.readable(size)}, {sizes.readable(max(0, free(place)))} are free",
                 "free space, choose another disk with --path, or set UV_CACHE_DIR",
             )
 
@@ -636,10 +636,6 @@ def _damaged_cache(wrong: list[tuple[str, str]]) -> SurroundingsError:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB"
 
 
 def _die_with(parent: int) -> None:
@@ -702,7 +698,8 @@ def _explain(message: str, plan: Plan, offline: bool) -> SurroundingsError:
         return SurroundingsError(
             "the disk is full; nothing was left behind",
             message,
-            f"free {_gib(plan.unpacked)}, choose another disk with --path, or set UV_CACHE_DIR",
+            f"free {sizes.readable(plan.unpacked)}, choose another disk with --path, or set "
+            "UV_CACHE_DIR",
         )
     if "no interpreter found" in lower or "no python" in lower or "python download" in lower:
         return SurroundingsError(

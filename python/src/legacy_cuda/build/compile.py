@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from legacy_cuda import audit, fetch, paths
+from legacy_cuda import audit, fetch, paths, sizes
 from legacy_cuda.build import backend, finish, provenance, source
 from legacy_cuda.build.make import file_sha256
 from legacy_cuda.build.patches import PatchError
@@ -331,7 +331,7 @@ def compile_wheel(
         raise SurroundingsError(
             f"{recipe.package} could not be built",
             str(error),
-            f"free {recipe.disk / (1 << 30):.1f} GiB and run again: it goes on where it stopped"
+            f"free {sizes.readable(recipe.disk)} and run again: it goes on where it stopped"
             if full
             else "choose a folder you may write to (--output, LEGACY_CUDA_CACHE)",
         ) from error
@@ -437,7 +437,7 @@ def _check_room(recipe: Recipe, root: Path) -> None:
     if free + held < recipe.disk:
         raise SurroundingsError(
             f"not enough room to build {recipe.package} in {root.parent}",
-            f"needs {recipe.disk / (1 << 30):.1f} GiB, {free / (1 << 30):.1f} are free",
+            f"needs {sizes.readable(recipe.disk)}, {sizes.readable(free)} are free",
             "free space, or set LEGACY_CUDA_CACHE to another folder",
         )
 

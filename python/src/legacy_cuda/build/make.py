@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from legacy_cuda import fetch, paths
+from legacy_cuda import fetch, paths, sizes
 from legacy_cuda.build import series as series_module
 from legacy_cuda.build.patches import PatchError
 from legacy_cuda.build.repack import RepackError, output_name, repack
@@ -194,7 +194,7 @@ def build(
         raise SurroundingsError(
             f"the patched {facts.package} could not be written to {folder}",
             str(error),
-            f"free {source.size * 1.01 / (1 << 30):.1f} GiB"
+            f"free {sizes.readable(source.size * 1.01)}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT)
             else "choose a folder you may write to (--output, LEGACY_CUDA_CACHE)",
         ) from error

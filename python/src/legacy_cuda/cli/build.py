@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from legacy_cuda import catalog
+from legacy_cuda import catalog, sizes
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import CatalogError, Gpu
 from legacy_cuda.cli import build_compiled, output
@@ -188,7 +188,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             source = answer.wheel(python or _default_python(answer.pythons))
             print(
-                f"{source.file}: {output.gib(source.size)} to download unless it is cached",
+                f"{source.file}: {sizes.readable(source.size)} to download unless it is cached",
                 file=sys.stderr,
                 flush=True,
             )
@@ -249,7 +249,8 @@ def _show(built: Built, arguments: argparse.Namespace, gpus: list[Gpu]) -> None:
     title = output.paint(f"{facts.package} {facts.installed}", "bold")
     state = "made" if built.fresh else "there already"
     print(
-        f"{title}, {state}: {output.gib(built.size)} for Python {', '.join(built.source.pythons)}"
+        f"{title}, {state}: {sizes.readable(built.size)} for Python "
+        f"{', '.join(built.source.pythons)}"
     )
     print(f"  file       {output.short(path)}")
     checked = "as recorded" if built.checked else "not recorded: the patches are newer"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from legacy_cuda import sizes
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.cli import output
 from legacy_cuda.errors import SurroundingsError, UserError
@@ -217,17 +218,18 @@ def _plan(order: Order, arguments: argparse.Namespace, minutes: float) -> None:
         )
         return
     print(output.paint(f"{recipe.package} {order.version}", "bold") + f": {recipe.summary}")
-    print(f"  sources    {recipe.sdist.name}, {output.gib(recipe.sdist.size)}")
+    print(f"  sources    {recipe.sdist.name}, {sizes.readable(recipe.sdist.size)}")
     pinned = f"pinned (legacy-cuda toolchain {way.toolchain})"
     print(f"  compiler   CUDA {way.toolchain}, {pinned if order.pinned else 'of this machine'}")
     print(
         f"  takes      about {max(1, round(minutes))} minutes with {order.jobs} at once, "
-        f"{output.gib(way.memory * order.jobs)} of memory, {output.gib(recipe.disk)} on disk"
+        f"{sizes.readable(way.memory * order.jobs)} of memory, "
+        f"{sizes.readable(recipe.disk)} on disk"
     )
     if order.pinned:
         toolchain = find_toolchain(way.toolchain)
         there = (make.place(toolchain) / folder.MANIFEST).is_file()
-        size = output.gib(toolchain.download)
+        size = sizes.readable(toolchain.download)
         print(f"  toolchain  {'is there already' if there else f'{size} to download first'}")
     if arguments.twice:
         print("  twice      and so twice the time")
@@ -327,7 +329,8 @@ def _show(
     title = output.paint(f"{recipe.package} {order.version}", "bold")
     resumed = ", gone on with" if built.resumed else ""
     print(
-        f"{title}, compiled in {built.seconds / 60:.1f} minutes{resumed}: {output.gib(built.size)}"
+        f"{title}, compiled in {built.seconds / 60:.1f} minutes{resumed}: "
+        f"{sizes.readable(built.size)}"
     )
     print(f"  file       {output.short(path)}")
     print(f"  sha256     {built.sha256}")

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from legacy_cuda.cli import output
+from legacy_cuda.engines import LOOPBACK
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.monitor import INTERVAL, PORT
 
 if TYPE_CHECKING:
+    from legacy_cuda.catalog import Gpu
+    from legacy_cuda.monitor.engines import Engine
     from legacy_cuda.monitor.metrics import State
 
 _SHORTEST, _LONGEST = 0.5, 86400.0
@@ -35,10 +38,13 @@ is shown as such and holds nothing up; docs/monitor.md lists the metrics."""
 _EPILOG = f"""examples:
   legacy-cuda monitor                                serve http://{_LISTEN}/metrics
   legacy-cuda monitor --power-cap p40=180            and alert when a P40 may draw more
+  legacy-cuda monitor --engine ollama=http://127.0.0.1:11434
   legacy-cuda monitor --once                         the GPUs now, on the terminal
   legacy-cuda monitor --csv gpus.csv --interval 60   a row for each GPU every minute
   legacy-cuda monitor --alert-rules > gpu-alerts.yml
   legacy-cuda monitor --dashboard > gpus.json        for Grafana
+  legacy-cuda monitor --systemd power-cap --power-cap p40=180 > legacy-cuda-power-cap.service
+  legacy-cuda monitor --systemd thermal-guard --gpu p40 > legacy-cuda-thermal-guard.service
 """
 
 
@@ -58,6 +64,13 @@ def add(subparsers: Any) -> None:
     )
     what.add_argument(
         "--alert-rules", action="store_true", help="print the alert rules for Prometheus"
+    )
+    what.add_argument(
+        "--systemd",
+        choices=("exporter", "power-cap", "thermal-guard", "resume"),
+        metavar="SERVICE",
+        help="print a service: exporter (this), power-cap, thermal-guard (less power for a card "
+        "that is too hot), resume (nvidia_uvm loaded anew after a suspend)",
     )
     what.add_argument("--dashboard", action="store_true", help="print the dashboard for Grafana")
     parser.add_argument(
@@ -81,14 +94,41 @@ def add(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="[GPU=]WATTS",
-        help="the power limit that GPUs are meant to have, to alert when it is lost; sets nothing",
+        help="the power limit that GPUs are meant to have, to alert when it is lost; sets nothing "
+        "but with --systemd power-cap",
+    )
+    parser.add_argument(
+        "--gpu",
+        action="append",
+        metavar="GPU",
+        help="for --systemd thermal-guard: the cards (default: this machine's without a fan)",
+    )
+    parser.add_argument(
+        "--unit",
+        action="append",
+        default=[],
+        metavar="UNIT",
+        help="for --systemd resume: services that use the GPUs (default: ollama.service)",
+    )
+    parser.add_argument(
+        "--anyway", action="store_true", help="limits for a Kepler card too, which may halt it"
+    )
+    parser.add_argument(
+        "--engine",
+        action="append",
+        dest="engines",
+        default=[],
+        metavar="KIND=URL",
+        help="an engine to ask too (llama-server, ollama, vllm), to alert when it falls to the CPU",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what was asked for."""
-    if arguments.json and (arguments.csv or arguments.alert_rules or arguments.dashboard):
+    if arguments.json and (
+        arguments.csv or arguments.alert_rules or arguments.dashboard or arguments.systemd
+    ):
         raise UserError(
             "--json shows the GPUs once",
             "it does not go with --csv, --alert-rules or --dashboard",
@@ -96,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.alert_rules or arguments.dashboard:
         return _print_data(arguments)
+    if arguments.systemd:
+        return _print_unit(arguments)
     if not _SHORTEST <= arguments.interval <= _LONGEST:
         raise UserError(
             f"samples cannot be {arguments.interval:g} seconds apart",
@@ -107,7 +149,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _once(arguments.json)
     if arguments.csv:
         return _log(arguments.csv, arguments.interval)
-    return _serve(*_address(arguments.listen), arguments.interval, caps)
+    engines = _engines(arguments.engines)
+    return _serve(*_address(arguments.listen), arguments.interval, caps, engines)
 
 
 def _print_data(arguments: argparse.Namespace) -> int:
@@ -120,6 +163,74 @@ def _print_data(arguments: argparse.Namespace) -> int:
         json.dump(dashboard.document(alerts()), sys.stdout, indent=2)
         sys.stdout.write("\n")
     return 0
+
+
+def _print_unit(arguments: argparse.Namespace) -> int:
+    """A service on standard output, what there is to say of it on standard error."""
+    from legacy_cuda.catalog.alerts import alerts
+    from legacy_cuda.cli.serve import readable
+    from legacy_cuda.monitor import units
+
+    caps = _power_caps(arguments.power_cap)
+    name = f"legacy-cuda-{arguments.systemd}.service"
+    if arguments.systemd == "exporter":
+        host, port = _address(arguments.listen)
+        python = Path(sys.executable).absolute()
+        command = [str(python), "-m", "legacy_cuda", "monitor", "--listen", f"{host}:{port}"]
+        command += ["--interval", f"{arguments.interval:g}"]
+        command += [word for text in arguments.power_cap for word in ("--power-cap", text)]
+        command += [word for text in arguments.engines for word in ("--engine", text)]
+        text = units.exporter(command, readable(python, []), host in LOOPBACK)
+    elif arguments.systemd == "resume":
+        text = units.resume(arguments.unit or ["ollama.service"])
+    elif arguments.systemd == "power-cap":
+        if not caps or "" in caps:
+            raise UserError(
+                "which cards are to have which limit?",
+                "a limit for every card would be one for cards that it does not suit",
+                "--power-cap p40=180, once for each kind of card",
+            )
+        cards = _spared(output.read_gpus(list(caps)), arguments.anyway)
+        for card in cards:
+            if card.tdp_w is not None and caps[card.name] > card.tdp_w:
+                raise UserError(f"a {card.product} is made for {card.tdp_w} W")
+        text = units.power_cap(units.limits(caps, cards))
+    else:
+        from legacy_cuda.cli.resolve import chosen_gpus
+
+        named = chosen_gpus(arguments.gpu or [])
+        if arguments.gpu is None:
+            named = [card for card in named if card.cooling != "active"]
+        cards = _spared(named, arguments.anyway)
+        degrees = next(one.threshold for one in alerts() if one.name == "NvidiaGpuHot")
+        text = units.thermal_guard(units.guarded(degrees or 0.0, caps, cards))
+    sys.stdout.write(text)
+    print(f"for /etc/systemd/system/{name}", file=sys.stderr)
+    return 0
+
+
+def _spared(cards: list[Gpu], anyway: bool) -> list[Gpu]:
+    """The cards, each once, without those that are better left alone.
+
+    Raises:
+        UserError: none is left.
+    """
+    from legacy_cuda.monitor import units
+
+    found = list({card.name: card for card in cards}.values())
+    kept = [card for card in found if anyway or not units.is_kepler(card)]
+    why = "setting a power limit was reported to halt a machine with a K80"
+    for card in found:
+        if units.is_kepler(card):
+            done = "gets a limit" if anyway else "is left out"
+            print(f"{card.name} {done}: {why}", file=sys.stderr)
+    if not kept:
+        raise UserError(
+            "there is no card to limit",
+            why if found else "no card without a fan was found or named",
+            "--anyway insists" if found else "name cards with --gpu",
+        )
+    return kept
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -156,13 +267,31 @@ def _until_stopped(stop: threading.Event) -> None:
         signal.signal(number, lambda *_: stop.set())
 
 
-def _serve(host: str, port: int, interval: float, caps: dict[str, float]) -> int:
+def _engines(texts: list[str]) -> list[Engine]:
+    from legacy_cuda.monitor.engines import KINDS, Engine
+
+    found = []
+    for text in texts:
+        kind, _, url = text.partition("=")
+        if kind not in KINDS or not re.fullmatch(r"http://[^/\s]+:[0-9]{1,5}/?", url):
+            raise UserError(
+                f"{text} is not an engine to ask",
+                f"known are {', '.join(KINDS)}",
+                "write llama-server=http://127.0.0.1:8080",
+            )
+        found.append(Engine(kind, url.rstrip("/")))
+    return found
+
+
+def _serve(
+    host: str, port: int, interval: float, caps: dict[str, float], engines: list[Engine]
+) -> int:
     from legacy_cuda.monitor.sampler import Sampler
     from legacy_cuda.monitor.server import Server
 
     stop = threading.Event()
     _until_stopped(stop)
-    sampler = Sampler(interval, power_caps=caps)
+    sampler = Sampler(interval, power_caps=caps, engines=engines)
     with Server(host, port, lambda: sampler.page, lambda: sampler.overview) as server:
         sampler.start()
         threading.Thread(target=server.serve_forever, daemon=True).start()

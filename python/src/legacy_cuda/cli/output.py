@@ -124,13 +124,6 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
-def gib(size: float) -> str:
-    """Bytes in GiB or MiB, for people."""
-    if size < 1 << 30:
-        return f"{size / (1 << 20):.0f} MiB"
-    return f"{size / (1 << 30):.1f} GiB"
-
-
 def short(path: Path) -> str:
     """A path as a shell understands it, the home folder as ``~``."""
     home = Path.home()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from legacy_cuda import sizes
 from legacy_cuda.catalog import CatalogError, dotted
 from legacy_cuda.cli import output
 from legacy_cuda.errors import SurroundingsError, UserError
@@ -578,7 +579,7 @@ def _alternatives(facts: dict[str, Any]) -> None:
         rows.append(
             [
                 f"  {item['quantisation']}{mark}",
-                output.gib(item["model_bytes"]),
+                sizes.readable(item["model_bytes"]),
                 _VERDICTS[item["verdict"]][0],
                 f"{min(item['spare_bytes']) / _MIB:.0f} MiB",
             ]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from legacy_cuda import sizes
 from legacy_cuda.cli import output
 from legacy_cuda.errors import UserError
 
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.found is None:
         if not (make.place(toolchain) / folder.MANIFEST).is_file():
             print(
-                f"CUDA {toolchain.name}: {output.gib(toolchain.download)} to download",
+                f"CUDA {toolchain.name}: {sizes.readable(toolchain.download)} to download",
                 file=sys.stderr,
                 flush=True,
             )
@@ -173,7 +174,7 @@ def _list(as_json: bool) -> None:
                 row["nvcc"],
                 row["gcc"],
                 ", ".join(row["targets"]),
-                output.gib(row["download"]),
+                sizes.readable(row["download"]),
                 "yes" if row["path"] else "no",
             ]
         )

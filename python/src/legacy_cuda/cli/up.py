@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from legacy_cuda import sizes
 from legacy_cuda.cli import output
 from legacy_cuda.cli import resolve as resolve_command
 from legacy_cuda.resolve import Refusal
@@ -154,13 +155,13 @@ def _announce(plan: Any, found: list[Any]) -> None:
             toolchains.add(need.way.toolchain)
         patched += f"  compiled {need.recipe.package} {need.version}: {how}\n"
     for name in sorted(toolchains):
-        size = output.gib(find_toolchain(name).download)
+        size = sizes.readable(find_toolchain(name).download)
         patched += f"  with     the toolchain {name}: {size} to download, unless it is there\n"
     print(
         f"{plan.stack.name}: {facts.title}, {len(plan.lock.packages)} packages for "
         f"Python {plan.python}\n{patched}"
-        f"  download {output.gib(plan.download)} (less what is cached), "
-        f"on disk {output.gib(plan.unpacked)}, to {output.short(plan.target)}",
+        f"  download {sizes.readable(plan.download)} (less what is cached), "
+        f"on disk {sizes.readable(plan.unpacked)}, to {output.short(plan.target)}",
         file=sys.stderr,
         flush=True,
     )

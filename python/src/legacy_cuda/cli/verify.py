@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from legacy_cuda import sizes
 from legacy_cuda.cli import output
 from legacy_cuda.errors import SurroundingsError, UserError
 
@@ -368,7 +369,7 @@ def _print(document: dict[str, Any]) -> None:
 def _detail(step: dict[str, Any], gpu: dict[str, Any]) -> str:
     facts = step["facts"]
     if step["name"] == "memory" and step["outcome"] == "passed":
-        share = f"{facts['bytes'] >> 20} of {gpu['memory'] >> 20} MiB"
+        share = f"{sizes.mib(facts['bytes'])} of {sizes.mib(gpu['memory'])} MiB"
         return f"{share}, {facts['patterns']} patterns"
     if "sustained_clock_mhz" in facts:
         return (

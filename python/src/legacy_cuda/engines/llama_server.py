@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from legacy_cuda.engines import Address
 from legacy_cuda.planner.plan import Result
 
-PROGRAM = "llama-server"
+NAME = PROGRAM = "llama-server"
 HEALTH = "/health"  # 200 once the model is loaded, 503 before
 METRICS = "/metrics"  # Prometheus; --metrics switches it on
-FORMATS = (".gguf",)
 _BATCH = 2048  # --batch-size by default; --ubatch-size is never more than it
 
 # kinds of buffers as the log names them
 _KINDS = {"model": "weights", "KV": "cache", "RS": "state", "compute": "compute"}
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute) buffer size =\s+([\d.]+) MiB")
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where it listens."""
-
-    host: str = "127.0.0.1"
-    port: int = 8080
-
-    @property
-    def url(self) -> str:
-        name = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{name}:{self.port}"
 
 
 def arguments(result: Result, path: Path, address: Address, name: str) -> list[str]:
@@ -70,11 +56,6 @@ def arguments(result: Result, path: Path, address: Address, name: str) -> list[s
     found += ["--cache-type-k", settings.keys.name.lower()]
     found += ["--cache-type-v", settings.values.name.lower()]
     return found
-
-
-def environment() -> dict[str, str]:
-    """Variables for it: GPUs are numbered by slot, as nvidia-smi does."""
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def memory(log: str) -> dict[str, dict[str, float]]:

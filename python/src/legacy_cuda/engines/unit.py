@@ -46,6 +46,7 @@ def unit(
     readable: Sequence[Path],
     restart_seconds: int = 5,
     loopback: bool = True,
+    cache: str = "",
 ) -> str:
     """The text of a service.
 
@@ -62,6 +63,7 @@ def unit(
         readable: files and folders that it reads beside the system's own.
         restart_seconds: how long after it ended it is started again.
         loopback: whether it listens there only.
+        cache: name of a folder below /var/cache that it may write into, its home; "" for none.
 
     Raises:
         ValueError: a word or a path has a line break in it, or the program's path a sign that
@@ -75,6 +77,8 @@ def unit(
     bound = "".join(f"BindReadOnlyPaths={quoted_path(path)}\n" for path in readable)
     nodes = " ".join(f"-c {number}" for number in range(_CARDS))
     network = "IPAddressDeny=any\nIPAddressAllow=localhost\n" if loopback else ""
+    if cache:
+        bound += f"CacheDirectory={cache}\nEnvironment=HOME=/var/cache/{cache}\n"
     return f"""\
 [Unit]
 Description={title.replace("%", "%%")}
@@ -129,6 +133,37 @@ UMask=0077
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def drop_in(variables: Mapping[str, tuple[str, str]], devices: bool) -> str:
+    """A drop-in for a service that is there: variables, each with why it is set.
+
+    ``devices``: nvidia-uvm's module is loaded and the device nodes are made before each start, as
+    in :func:`unit`, which a machine that slept needs too.
+
+    Raises:
+        ValueError: a value has a line break in it.
+    """
+    lines = []
+    if devices:
+        nodes = " ".join(f"-c {number}" for number in range(_CARDS))
+        lines += [
+            "[Unit]",
+            "Wants=modprobe@nvidia_uvm.service",
+            "After=modprobe@nvidia_uvm.service",
+        ]
+        lines += ["", "[Service]", f"ExecStartPre=-+/usr/bin/nvidia-modprobe {nodes} -u"]
+    else:
+        lines += ["[Service]"]
+    for name, (value, why) in variables.items():
+        lines += [f"# {why}", f"Environment={quoted(f'{name}={value}')}"]
+    return "\n".join(lines) + "\n"
+
+
+def merged(unit_file: Path, text: str, drop_ins: Sequence[tuple[Path, str]]) -> str:
+    """A service and its drop-ins, each under its path, as ``systemctl cat`` prints them."""
+    parts = [(unit_file, text), *drop_ins]
+    return "\n".join(f"# {path}\n{part.rstrip()}\n" for path, part in parts)
 
 
 def environment_file(environment: Mapping[str, str], command: Sequence[str]) -> str:

@@ -13,11 +13,10 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
 
 from packaging.utils import canonicalize_name
 
-from legacy_cuda import audit, catalog
+from legacy_cuda import audit, catalog, sizes
 from legacy_cuda.audit import Outcome, Verdict
 from legacy_cuda.capability import Capability
 from legacy_cuda.index import simple
@@ -168,7 +167,7 @@ def _elsewhere(wheel: Wheel, listed: list[Wheel]) -> tuple[str, ...] | None:
 def html(wheels: tuple[Wheel, ...], served: tuple[Capability, ...]) -> str:
     """The page over all wheels; ``served`` are the capabilities that have an index of their own."""
     projects = {wheel.project for wheel in wheels}
-    size = _size(sum(wheel.size for wheel in wheels))
+    size = sizes.readable(sum(wheel.size for wheel in wheels))
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -269,7 +268,7 @@ def _row(wheel: Wheel) -> str:
     return (
         f'<tr><td class="file">{link}{python if wheel.requires_python else ""}</td>'
         f'<td class="n" data-label="version">{escape(str(wheel.version))}</td>'
-        f'<td class="n" data-label="size">{_size(wheel.size)}</td>'
+        f'<td class="n" data-label="size">{sizes.readable(wheel.size)}</td>'
         f'<td data-label="runs on">{_runs(wheel)}</td>'
         f'<td class="sha256" data-label="sha256">{wheel.sha256}</td></tr>'
     )
@@ -303,12 +302,3 @@ def _groups(verdicts: Iterable[Verdict]) -> list[str]:
 def _count(things: Iterable[object], word: str) -> str:
     count = len(list(things))
     return f"{count} {word}{'' if count == 1 else 's'}"
-
-
-def _size(count: float) -> str:
-    unit: Literal["B", "KiB", "MiB", "GiB"]
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

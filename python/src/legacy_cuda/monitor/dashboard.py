@@ -96,6 +96,23 @@ PANELS: tuple[Panel, ...] = (
         "none",
     ),
     Panel(
+        "Engines: tokens a second",
+        (
+            ("rate(legacy_cuda_engine_generated_tokens_total[1m])", "{{engine}} {{url}} generated"),
+            ("rate(legacy_cuda_engine_prompt_tokens_total[1m])", "{{engine}} {{url}} prompts"),
+        ),
+        "none",
+    ),
+    Panel(
+        "Engines: requests, and memory on GPUs",
+        (
+            ("legacy_cuda_engine_requests_running", "{{engine}} {{url}} running"),
+            ("legacy_cuda_engine_requests_waiting", "{{engine}} {{url}} waiting"),
+            ("legacy_cuda_engine_gpu_memory_bytes / 2^30", "{{engine}} {{url}} GiB"),
+        ),
+        "none",
+    ),
+    Panel(
         "Memory by process",
         ((_gpu("process_memory_used_bytes"), "{{gpu}} {{process_name}} {{pid}}"),),
         "bytes",
@@ -131,7 +148,6 @@ def _variables() -> list[dict[str, Any]]:
             "label": "GPU",
             "type": "query",
             "datasource": _SOURCE,
-            "definition": query,
             "query": {"query": query, "refId": "gpu"},
             "includeAll": True,
             "multi": True,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
 
+from legacy_cuda import sizes
+from legacy_cuda.monitor.engines import Reading, on_gpus
 from legacy_cuda.monitor.metrics import State, card, failure_of
 from legacy_cuda.nvml import Device, Snapshot
 
@@ -17,6 +20,9 @@ HEADING = (
     "power",
     "SM clock",
     "lowered for",
+)
+ENGINES = (
+    *("engine", "address", "state", "models", "on GPUs", "running", "waiting", "tokens generated"),
 )
 _REFRESH = 5  # seconds
 _STYLE = """
@@ -35,7 +41,7 @@ def row(device: Device) -> tuple[str, ...]:
         return "?" if value is None else form.format(value)
 
     def mib(size: int | None) -> str:
-        return "?" if size is None else str(size >> 20)
+        return "?" if size is None else sizes.mib(size)
 
     limit = shown(device.power_limit_w, "{:.0f}")
     return (
@@ -56,8 +62,37 @@ def versions(snapshot: Snapshot) -> str:
     return f"driver {snapshot.driver_version or '?'}, CUDA {snapshot.cuda_version or '?'}"
 
 
-def page(state: State) -> bytes:
-    """The table as HTML, which a browser asks for again and again."""
+def engine_row(reading: Reading, devices: Iterable[Device]) -> tuple[str, ...]:
+    """An engine's cells, under ENGINES; "?" for what is not told."""
+
+    def count(name: str) -> str:
+        return f"{reading.counts[name]:g}" if name in reading.counts else "?"
+
+    taken = on_gpus(reading, devices)
+    return (
+        reading.engine.kind,
+        reading.engine.url,
+        "serves" if reading.up else "does not answer",
+        ", ".join(reading.models) or "none" if reading.models is not None else "?",
+        "?" if taken is None else f"{sizes.mib(taken)} MiB",
+        *(count(name) for name in ("requests_running", "requests_waiting", "generated_tokens")),
+    )
+
+
+def _engines(readings: Sequence[Reading], devices: Sequence[Device]) -> list[str]:
+    if not readings:
+        return []
+    lines = ["".join(f"<th>{escape(name)}" for name in ENGINES)]
+    for reading in readings:
+        bad = not reading.up or (reading.models != {} and on_gpus(reading, devices) == 0)
+        mark = ' class="bad"' if bad else ""
+        lines.append("".join(f"<td{mark}>{escape(cell)}" for cell in engine_row(reading, devices)))
+    return [f"<h2>Engines</h2><table>{''.join(f'<tr>{line}' for line in lines)}</table>"]
+
+
+def page(state: State, readings: Sequence[Reading] = ()) -> bytes:
+    """The tables as HTML, which a browser asks for again and again. An engine that serves with
+    nothing on a GPU is marked."""
     snapshot = state.snapshot
     lines = ["".join(f"<th>{escape(name)}" for name in HEADING)]
     for device in state.devices:
@@ -75,6 +110,7 @@ def page(state: State) -> bytes:
             f"<title>GPUs</title><style>{_STYLE}</style><h1>GPUs</h1>",
             head,
             f"<table>{''.join(f'<tr>{line}' for line in lines)}</table>",
+            *_engines(readings, state.devices),
             '<p>For Prometheus: <a href="/metrics">/metrics</a></html>\n',
         ]
     ).encode()

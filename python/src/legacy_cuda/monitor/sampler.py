@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from prometheus_client import ProcessCollector
 
 from legacy_cuda.monitor import INTERVAL, metrics, overview
+from legacy_cuda.monitor.asking import Asking
+from legacy_cuda.monitor.engines import Engine, families
 from legacy_cuda.nvml import IDENTITY, Device, Missing, Session, Snapshot
 
 #: Seconds that a sample waits for the driver at most.
@@ -27,6 +29,7 @@ class Sampler:
         interval: seconds from the beginning of one sample to that of the next.
         limit: seconds after which a GPU that does not answer is left out of a sample.
         power_caps: watts by a card's name, "" for every card.
+        engines: those that are asked too.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class Sampler:
         interval: float = INTERVAL,
         limit: float = LIMIT,
         power_caps: Mapping[str, float] | None = None,
+        engines: Iterable[Engine] = (),
     ) -> None:
         self._interval = interval
         self._limit = limit
         self._session = Session()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._asking = [Asking(engine, interval) for engine in engines]
         self._process = ProcessCollector(registry=None)
         self._renewed = time.monotonic()
         nothing = Snapshot(time=0.0, duration_s=0.0)
@@ -48,6 +53,8 @@ class Sampler:
 
     def start(self) -> None:
         """Take a first sample, so that there is a page, and go on in the background."""
+        for one in self._asking:
+            one.start()
         self.sample()
         self._thread.start()
 
@@ -59,6 +66,8 @@ class Sampler:
     def stop(self) -> None:
         """End, at most ``limit`` seconds later."""
         self._stop.set()
+        for one in self._asking:
+            one.stop()
         if self._thread.is_alive():
             self._thread.join()
         self._session.close()
@@ -67,8 +76,15 @@ class Sampler:
         """Take one sample and make the page of it."""
         snapshot = self._session.sample(self._limit)
         self.state = after(self.state, snapshot)
-        self.page = metrics.render([*metrics.families(self.state), *self._process.collect()])
-        self.overview = overview.page(self.state)
+        readings = [one.reading for one in self._asking]
+        self.page = metrics.render(
+            [
+                *metrics.families(self.state),
+                *families(readings, self.state.devices),
+                *self._process.collect(),
+            ]
+        )
+        self.overview = overview.page(self.state, readings)
         if _may_help_to_renew(snapshot) and time.monotonic() - self._renewed > RENEWAL:
             self._session.close()
             self._renewed = time.monotonic()

@@ -45,6 +45,26 @@ class Batch:
     unified: bool
 
 
+# experts of a token whose weighted sum a GPU computes at once (ggml-cuda.cu,
+# MOE_WEIGHTED_REDUCTION_MAX_EXPERTS)
+_REDUCED = 15
+
+
+def _between(last: Node, first: Node) -> list[Node]:
+    """What lies between two tensors, the last included, in the order of computation."""
+    found: list[Node] = []
+
+    def visit(node: Node) -> None:
+        if node is first or node.external or node in found:
+            return
+        for source in node.sources:
+            visit(source)
+        found.append(node)
+
+    visit(last)
+    return found
+
+
 class _Builder:
     """Builds the graph of one batch; ``places`` are the backends of the layers and the output."""
 
@@ -330,11 +350,14 @@ class _Builder:
             weights = graph.reshape(graph.like("div", flat, total), 1, used, rows)
         graph.expand(weights)
         source = graph.reshape(source, width, 1, rows)
+        if not late:  # chosen and weighted at once: all of it stays until the next tensor
+            fused = [*_between(weights, scores), scores]
+            graph.kept[source] = fused
         up = self._expert(source, "ffn_up_exps", chosen, layer)
         gate = self._expert(source, "ffn_gate_exps", chosen, layer)
         inner = graph.make("glu", gate.dimensions, [gate, up])
-        result = self._expert(inner, "ffn_down_exps", chosen, layer)
-        result = graph.like("mul", result, weights)
+        each = self._expert(inner, "ffn_down_exps", chosen, layer)
+        result = graph.like("mul", each, weights)
         graph.expand(result)
         parts_ = []
         for at in range(used):
@@ -350,6 +373,8 @@ class _Builder:
             graph.expand(total_)
         if used == 1:
             total_ = graph.make("cont", total_.dimensions, [total_])
+        elif used <= _REDUCED:
+            graph.kept[total_] = [each, weights]
         return total_
 
     def _expert(self, source: Node, name: str, chosen: Node, layer: int) -> Node:

@@ -81,6 +81,8 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.leafs: list[Node] = []
+        #: what a GPU keeps until a node is computed, because it computes them as one
+        self.kept: dict[Node, list[Node]] = {}
         self._seen: set[Node] = set()
         self.f32, self.f16, self.i32, self.i64 = (
             formats()[name] for name in ("F32", "F16", "I32", "I64")
@@ -450,7 +452,13 @@ def buffers(graph: Graph, backends: Backends) -> list[int]:
             seen = Node("none", item.format, item.dimensions, item.strides, [item], source)
             steps.append((seen, places[item]))
             steps.append((copies[item, backend][0], backend))
-        steps += [(node, places[node]) for node in nodes]
+        for node in nodes:
+            steps.append((node, places[node]))
+            kept = graph.kept.get(node)
+            if kept and backend != host:
+                first = kept[0]
+                held = Node("none", first.format, first.dimensions, first.strides, kept, first)
+                steps.append((held, places[node]))
     leafs += [(leaf, places.get(leaf, host)) for leaf in graph.leafs]
     allocator = _Allocator(backends.alignments, backends.row_padding)
     allocator.run(steps, leafs)

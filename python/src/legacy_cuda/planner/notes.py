@@ -46,7 +46,7 @@ def notes_of(plan: Plan, engine: str) -> list[str]:
     if lowest < Capability(5, 0) and not result.placement.flash:
         notes.append(
             "flash attention is off below 5.0, where it was reported slower; a quantised KV cache "
-            "needs --flash-attn on"
+            "switches it on"
         )
     if engine == "ollama":
         notes.append(

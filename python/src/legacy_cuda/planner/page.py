@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from legacy_cuda import __version__, page
+from legacy_cuda import __version__, page, sizes
 
 _MIB = 1 << 20
 _PARTS = (
@@ -80,7 +80,7 @@ def _picture(devices: list[dict[str, Any]]) -> str:
                 continue
             out.append(
                 f'<rect x="{x:.1f}" y="{y}" width="{size * scale:.1f}" height="24" '
-                f'fill="{colour}"><title>{name}: {size / _MIB:.0f} MiB</title></rect>'
+                f'fill="{colour}"><title>{name}: {sizes.mib(size)} MiB</title></rect>'
             )
             x += size * scale
         end = left + item["total_mib"] * _MIB * scale
@@ -99,25 +99,21 @@ def _picture(devices: list[dict[str, Any]]) -> str:
     return f"{''.join(out)}<p>{key}</p>"
 
 
-def _mib(size: int) -> str:
-    return f"{size / _MIB:.0f}"
-
-
 def _table_of_parts(plan: dict[str, Any]) -> str:
     names = [part for part in _PARTS if any(item["bytes"][part[0]] for item in plan["devices"])]
     rows = [
         (
             item["name"],
-            *(_mib(item["bytes"][key]) for key, *_ in names),
-            _mib(item["bytes"]["spare"]),
+            *(sizes.mib(item["bytes"][key]) for key, *_ in names),
+            sizes.mib(item["bytes"]["spare"]),
         )
         for item in plan["devices"]
     ]
     head = ("MiB", *(name for _, name, _ in names), "free")
     host = plan["host"]["bytes"]
     return page.table(head, rows, numbers=1) + (
-        f'<p class="legend">On the host: weights {_mib(host["weights"])} MiB, KV cache '
-        f"{_mib(host['cache'])} MiB, compute buffer {_mib(host['compute'])} MiB.</p>"
+        f'<p class="legend">On the host: weights {sizes.mib(host["weights"])} MiB, KV cache '
+        f"{sizes.mib(host['cache'])} MiB, compute buffer {sizes.mib(host['compute'])} MiB.</p>"
     )
 
 
@@ -144,9 +140,9 @@ def _quantisations(plan: dict[str, Any]) -> str:
     rows = [
         (
             item["quantisation"] + (" (best that fits)" if item["quantisation"] == best else ""),
-            _mib(item["model_bytes"]),
+            sizes.mib(item["model_bytes"]),
             _WORDS[item["verdict"]][1].removeprefix("It "),
-            _mib(min(item["spare_bytes"])),
+            sizes.mib(min(item["spare_bytes"])),
         )
         for best in [plan["best_quantisation"]]
         for item in plan["quantisations"]

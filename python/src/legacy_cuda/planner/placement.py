@@ -248,9 +248,13 @@ def attention_of(
     capabilities: Sequence[Capability],
 ) -> tuple[bool, bool]:
     """Whether flash attention is used, everywhere or nowhere, and whether the cache's values are
-    transposed: without it they are, unless that is found out after the cache was made."""
-    if settings.flash is not None:
-        return settings.flash, not settings.flash
+    transposed: without it they are, unless that is found out after the cache was made. A quantised
+    cache of values has it switched on where nothing was asked for, on a K80 too."""
+    flash = settings.flash
+    if flash is None and settings.values.quantised:
+        flash = True
+    if flash is not None:
+        return flash, not flash
     if any(capability < _FLASH_FROM for capability in capabilities):
         return False, True
     shape = model.shape
@@ -372,6 +376,43 @@ def _guess(model: Model, batch: Batch, gpus: int, copies: int) -> list[int]:
     return [rows + mask * copies + logits] * gpus + [mask + rows // 3]
 
 
+def _computed_in(form: Format, capability: Capability, rows: int) -> str:
+    """The format in which cuBLAS multiplies weights with ``rows`` columns: F16, BF16 or F32
+    (ggml_cuda_mul_mat_cublas)."""
+    half = capability >= Capability(6, 0) and capability != Capability(6, 1)
+    if form.name == "BF16":
+        return "F32" if rows > (8 if capability >= Capability(7, 0) else 128) else "BF16"
+    return "F16" if half and (form.quantised or form.name == "F16") else "F32"
+
+
+def _by_cublas(tensor: Tensor, rows: int, capability: Capability, sorted_as: int) -> int:
+    """Bytes for a product by cuBLAS: weights and batch in the format that it computes in, and the
+    result, which a P100 gets in halves. Of experts one at a time."""
+    computed = _computed_in(tensor.format, capability, rows)
+    width = 4 if computed == "F32" else 2
+    columns, results = tensor.dimensions[0], tensor.dimensions[1]
+    need = 0 if tensor.format.name == computed else columns * results * width
+    if sorted_as != width:  # the batch is in another format
+        need += columns * rows * width
+    if computed == "F16" and capability != Capability(7, 0):
+        need += results * rows * width
+    return need
+
+
+def _of_experts(tensor: Tensor, rows: int, used: int, experts: int, capability: Capability) -> int:
+    """Bytes for a product with experts that is not computed in bytes: the batch is sorted by
+    expert, and each expert multiplies its share, here twice the mean (ggml_cuda_mul_mat_id)."""
+    half = _computed_in(tensor.format, capability, rows) == "F16"
+    own = tensor.format.quantised or (tensor.format.name == "F16" and not half)
+    width = 4 if own or tensor.format.name == "F32" else 2
+    columns, results = tensor.dimensions[0], tensor.dimensions[1]
+    moved = rows * used * (columns * width + results * 4)
+    share = min(rows, max(1, 2 * rows * used // max(1, experts)))
+    if tensor.format.quantised and capability >= Capability(6, 1) and share < FEW:
+        return moved + columns * share * 36 // 32
+    return moved + _by_cublas(tensor, share, capability, width)
+
+
 def pool(
     model: Model,
     settings: Settings,
@@ -382,12 +423,11 @@ def pool(
 ) -> int:
     """An estimate of the memory for fleeting data of matrix products on one GPU.
 
-    Weights that the kernels cannot read are converted whole, in fp32, or in fp16 where that is
-    fast; where dp4a is used, the batch is quantised instead. The output matrix meets as many
-    columns as there are logits; up to eight, kernels for vectors read it as it is.
+    Where dp4a is used, and for experts from 6.0 on, the batch is quantised to 8 bits (on a V100
+    below 64 columns); else weights, batch and result are there in the format that cuBLAS computes
+    in. The output matrix meets as many columns as there are logits; up to eight, kernels for
+    vectors read it as it is.
     """
-    half = capability >= Capability(6, 0) and capability != Capability(6, 1)
-    size = 2 if half else 4
     tokens = min(settings.batch, settings.total)
     outputs = tokens if settings.all_logits else min(tokens, settings.parallel)
     output = "output" if "output.weight" in model.by_name else "token_embd"
@@ -403,20 +443,18 @@ def pool(
         if tensor.role == output and rows <= VECTORS:
             continue
         experts = len(tensor.dimensions) > 2
+        used = max(1, model.shape.experts_used) if experts else 1
         with_bytes = tensor.format.quantised and (
             capability == Capability(6, 1)
-            or (experts and capability >= Capability(6, 0))
+            or (experts and capability == Capability(6, 0))
             or (capability >= Capability(7, 0) and rows < FEW)
         )
-        columns = tensor.dimensions[0] * rows
-        if experts:
-            columns *= max(1, model.shape.experts_used)
         if with_bytes:
-            need = columns * 36 // 32
+            need = tensor.dimensions[0] * rows * used * 36 // 32
+        elif experts:
+            need = _of_experts(tensor, rows, used, tensor.dimensions[2], capability)
         else:
-            values = tensor.values // (tensor.dimensions[2] if experts else 1)
-            same = tensor.format.bytes == size and not tensor.format.quantised
-            need = (0 if same else values * size) + (columns * size if half else 0)
+            need = _by_cublas(tensor, rows, capability, 4)
         most = max(most, need)
     return _padded(most, PIECE)
 

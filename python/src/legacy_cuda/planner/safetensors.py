@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,19 @@ def shape_of_config(config: dict[str, Any], name: str) -> ModelShape:
     )
 
 
-def read(folder: Path, mix: Mix) -> Model:
-    """The model in a folder, in the mix that it is to be converted to.
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder: its config.json, the shape that it states, and its files: how many values
+    their tensors hold, and their bytes."""
+
+    config: dict[str, Any]
+    shape: ModelShape
+    values: int
+    size: int
+
+
+def contents(folder: Path) -> Folder:
+    """What is in a folder.
 
     Raises:
         ModelError: a file is missing, damaged or of a kind that is not known.
@@ -153,7 +165,8 @@ def read(folder: Path, mix: Mix) -> Model:
         data = file.read(CONFIG_MOST + 1)
     if len(data) > CONFIG_MOST:
         raise ModelError("config.json is larger than any")
-    known = shape_of_config(_json(data, "config.json"), folder.resolve().name)
+    config = _json(data, "config.json")
+    known = shape_of_config(config, folder.resolve().name)
     files = sorted(folder.glob("*.safetensors"))
     if not files or len(files) > FILES_MOST:
         raise ModelError(f"{len(files)} files of safetensors in the folder")
@@ -171,11 +184,23 @@ def read(folder: Path, mix: Mix) -> Model:
             except ModelError as error:
                 raise ModelError(f"{path.name}: {error}") from error
         size += length
-    model = shapes.model_of(known, mix)
+    return Folder(config, known, values, size)
+
+
+def read(folder: Path, mix: Mix) -> Model:
+    """The model in a folder, in the mix that it is to be converted to.
+
+    Raises:
+        ModelError: a file is missing, damaged or of a kind that is not known.
+        OSError: a file cannot be read.
+    """
+    found = contents(folder)
+    model = shapes.model_of(found.shape, mix)
     notes = [f"llama.cpp loads it once it is converted to GGUF as {mix.name}: that is planned"]
-    if values != model.parameters:
+    if found.values != model.parameters:
         notes.append(
-            f"its files hold {values} values and its config.json describes {model.parameters}: "
-            "other parts than the text model, or quantised weights, are not counted"
+            f"its files hold {found.values} values and its config.json describes "
+            f"{model.parameters}: other parts than the text model, or quantised weights, are not "
+            "counted"
         )
-    return Model(known.name, mix.name, model.shape, model.tensors, size, tuple(notes))
+    return Model(found.shape.name, mix.name, model.shape, model.tensors, found.size, tuple(notes))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from legacy_cuda import catalog, paths
+from legacy_cuda import catalog, paths, sizes
 from legacy_cuda.catalog.toolchains import Toolchain
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.toolchain import folder, smoke
@@ -65,7 +65,7 @@ def find_toolkit(toolchain: Toolchain, given: Path | None = None) -> Path:
     raise SurroundingsError(
         f"no CUDA {toolchain.name} is installed",
         f"found: {message}",
-        f"leave --found out to have it downloaded ({toolchain.download >> 20} MiB)",
+        f"leave --found out to have it downloaded ({sizes.mib(toolchain.download)} MiB)",
     )
 
 

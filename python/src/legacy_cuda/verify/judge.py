@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from legacy_cuda import sizes
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import Gpu
 
@@ -208,7 +209,7 @@ def _of_step(step: dict[str, Any]) -> list[Finding]:
             facts = step["facts"]
             text = f"{facts['errors']} words of memory came back wrong, in bits {facts['bits']}"
             if facts.get("bytes"):
-                text += f" (of {facts['bytes'] >> 20} MiB tested)"
+                text += f" (of {sizes.mib(facts['bytes'])} MiB tested)"
             return [Finding("bad-memory", text)]
         return [Finding("wrong-results", f"{name}: {why}")]
     if step["outcome"] == "error":
@@ -226,7 +227,7 @@ def _untested(device: dict[str, Any], step: dict[str, Any]) -> list[Finding]:
             return [Finding("not-tested", "memory: other programs have all of it")]
         asked = min(device["memory"], limit or device["memory"])
         if tested < TESTED_LEAST * asked:
-            text = f"memory: only {tested >> 20} of {asked >> 20} MiB could be tested"
+            text = f"memory: only {sizes.mib(tested)} of {sizes.mib(asked)} MiB could be tested"
             return [Finding("not-tested", text)]
     if step["outcome"] == "not run" and "OUT_OF_MEMORY" in step["why"]:
         return [Finding("not-tested", f"{name}: other programs have the GPU's memory")]
@@ -307,7 +308,7 @@ def _link(facts: dict[str, dict[str, Any]], live: Live | None) -> list[Finding]:
 def _less_memory(device: dict[str, Any], card: Gpu | None) -> list[Finding]:
     if card is None or device["memory"] >= MEMORY_LEAST * (card.memory_mib << 20):
         return []
-    text = f"{device['memory'] >> 20} MiB, where a {card.product} has {card.memory_mib} MiB"
+    text = f"{sizes.mib(device['memory'])} MiB, where a {card.product} has {card.memory_mib} MiB"
     return [Finding("less-memory", text)]
 
 

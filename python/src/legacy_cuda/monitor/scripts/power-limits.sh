@@ -1,0 +1,19 @@
+# power-limits NVIDIA-SMI VENDOR:DEVICE=WATTS...: set the limit of every such card.
+smi=$1
+shift
+declare -A watts=()
+for item in "$@"; do
+  watts[${item%=*}]=${item#*=}
+done
+
+cards=$("$smi" --query-gpu=index,pci.device_id --format=csv,noheader)
+status=0
+# "0, 0x1B3810DE": the number of the device, then that of the vendor
+while IFS=', ' read -r index id; do
+  id=${id,,}
+  name="${id:6:4}:${id:2:4}"
+  if [ -n "${watts[$name]:-}" ]; then
+    "$smi" "--id=$index" "--power-limit=${watts[$name]}" || status=1
+  fi
+done <<<"$cards"
+exit "$status"
