@@ -3,7 +3,7 @@
     python tests/vllm/extension.py FOLDER --torch SITE [--headers FOLDER ...] [--jobs 2]
 
 The machine with the GPU has a PyTorch of its own, and an extension runs with the one that it was
-compiled against. This takes the sources that ``legacy-cuda build vllm`` takes, with the same patches,
+compiled against. This takes the sources that ``legacy-cuda build vllm`` takes, the same patches,
 the pinned toolchain, and the headers of the PyTorch in ``SITE`` (a ``site-packages``), and makes
 ``FOLDER/vllm/_C.abi3.so`` and ``_moe_C.abi3.so`` with PTX for one capability and nothing else.
 

@@ -6,7 +6,8 @@ Needs torch and transformers, no GPU. Each folder below FOLDER is a checkpoint w
 ``expected.json`` in it has prompts, the tokens that transformers chooses greedily for them in
 float32, and by how much the chosen token's logit leads the next one's. Weights are such as float16
 holds, so that a model in float16 has the same ones. Of a few seeds that one is taken whose smallest
-lead is largest: where two tokens are alike, no arithmetic tells them apart.
+lead is largest: where two tokens are alike, no arithmetic tells them apart. Of quantized models
+(``llama-gptq``, ``qwen3-gguf``) the tokens are those of the weights that come out again.
 """
 
 from __future__ import annotations
@@ -97,32 +98,109 @@ def tokenizer(folder: Path) -> None:
 
 def make(name: str, seed: int) -> Any:
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(configuration(name))
+    model = transformers.AutoModelForCausalLM.from_config(configuration(name.partition("-")[0]))
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     return model.eval()
 
 
+def save_gptq(model: Any, folder: Path, group: int = 64) -> None:
+    """With 4 bits in groups, symmetric; leaves in ``model`` what the file says."""
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in model.state_dict().items():
+        part, linear = name.removesuffix(".weight"), "_proj." in name
+        if not linear:
+            tensors[name] = parameter.half()
+            continue
+        weight = parameter.T.reshape(-1, group, parameter.shape[0])  # (groups, group, out)
+        scales = (weight.abs().amax(1) / 7).half()
+        codes = (weight / scales.float()[:, None]).round().clamp(-8, 7) + 8
+        parameter.copy_(((codes - 8) * scales.float()[:, None]).flatten(0, 1).T)
+        words = codes.flatten(0, 1).long().reshape(-1, 8, parameter.shape[0])
+        shifts = 4 * torch.arange(8)
+        tensors[f"{part}.qweight"] = (words << shifts[:, None]).sum(1).int()
+        zeros = torch.full((len(scales), parameter.shape[0] // 8, 8), 7)
+        tensors[f"{part}.qzeros"] = (zeros << shifts).sum(-1).int()
+        tensors[f"{part}.scales"] = scales
+        tensors[f"{part}.g_idx"] = (torch.arange(parameter.shape[1]) // group).int()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()},
+              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    model.config.dtype = torch.float16
+    model.config.architectures = [type(model).__name__]
+    model.config.quantization_config = {
+        **{"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": False},
+        **{"sym": True, "checkpoint_format": "gptq", "lm_head": False},
+    }
+    model.config.save_pretrained(folder)
+    del model.config.quantization_config
+
+
+def save_gguf(model: Any, folder: Path) -> None:
+    """``model.gguf`` with Q8_0 and, in the feed-forward parts, Q4_0, and the configuration beside
+    it; leaves in ``model`` what the file says."""
+    import gguf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    writer = gguf.GGUFWriter(folder / "model.gguf", config.model_type)
+    writer.add_block_count(config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(
+        next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == config.model_type),
+        config.num_hidden_layers,
+    )
+    for name, parameter in model.state_dict().items():
+        target = names.get_name(name.removesuffix(".weight")) + ".weight"
+        if parameter.dim() == 1:
+            writer.add_tensor(target, parameter.numpy())
+            continue
+        kind = gguf.GGMLQuantizationType.Q4_0 if ".mlp." in name else gguf.GGMLQuantizationType.Q8_0
+        raw = gguf.quants.quantize(parameter.numpy(), kind)
+        writer.add_tensor(target, raw, raw_dtype=kind)
+        parameter.copy_(torch.from_numpy(gguf.quants.dequantize(raw, kind)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config.dtype = torch.float16
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+
+
+def save(name: str, model: Any, folder: Path) -> None:
+    if name.endswith("-gptq"):
+        save_gptq(model, folder)
+    elif name.endswith("-gguf"):
+        save_gguf(model, folder)
+    else:
+        model.half().save_pretrained(folder)
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
-    for name in sys.argv[2:] or ("llama", "qwen3", "gemma3"):
-        best: tuple[float, int, Any] | None = None
-        for seed in range(SEEDS):
+    for name in sys.argv[2:] or ("llama", "qwen3", "gemma3", "llama-gptq", "qwen3-gguf"):
+        best: tuple[float, Any] | None = None
+        target = folder / name
+        for seed in range(1 if "-" in name else SEEDS):
             model = make(name, seed)
+            if "-" in name:
+                save(name, model, target)
             made = [greedy(model, prompt) for prompt in prompts()]
             smallest = min(min(leads) for _, leads in made)
             print(name, seed, f"{smallest:.1e}", len({t for tokens, _ in made for t in tokens}))
             if best is None or smallest > best[0]:
-                best = smallest, seed, made
+                best = smallest, made
+                if "-" not in name:
+                    save(name, make(name, seed), target)
         assert best is not None
-        target = folder / name
-        make(name, best[1]).half().save_pretrained(target)
         tokenizer(target)
         rows = [
             {"prompt": prompt, "tokens": tokens, "leads": [float(f"{lead:.3g}") for lead in leads]}
-            for prompt, (tokens, leads) in zip(prompts(), best[2], strict=True)
+            for prompt, (tokens, leads) in zip(prompts(), best[1], strict=True)
         ]
-        document = {"transformers": transformers.__version__, "seed": best[1], "rows": rows}
+        document = {"transformers": transformers.__version__, "rows": rows}
         (target / "expected.json").write_text(json.dumps(document))
 
 

@@ -56,7 +56,11 @@ def main() -> int:
     for item in options.setting:
         name, _, value = item.partition("=")
         settings[name] = json.loads(value)
-    llm = LLM(model=str(options.folder), **settings)
+    model, folder = options.folder, str(options.folder)
+    if (model / "model.gguf").exists():
+        model = model / "model.gguf"
+        settings |= {"tokenizer": folder, "hf_config_path": folder}
+    llm = LLM(model=str(model), **settings)
     loaded = time.time() - started
     length = len(rows[0]["tokens"])
     sampling = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True)

@@ -182,8 +182,10 @@ def main() -> int:
     parser.add_argument("--start", type=float, default=240, help="seconds for the server to start")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("options", nargs="*", help="for the server")
-    options = parser.parse_args()
+    own, mark, others = sys.argv[1:], "--", []
+    if mark in own:
+        own, others = own[: own.index(mark)], own[own.index(mark) + 1 :]
+    options = parser.parse_args(own)
     rows = json.loads((options.folder / "expected.json").read_text())["rows"]
     port = free_port()
     command = [
@@ -195,7 +197,7 @@ def main() -> int:
             "0.05",
             "--kv-cache-memory-bytes",
             str(1 << 30),
-            *options.options,
+            *others,
         ),
     ]
     document: dict[str, Any] = {"command": command[2:]}

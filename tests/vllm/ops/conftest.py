@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="skipped: no PyTorch here")
 
 
 def _seed() -> int:
@@ -37,6 +36,7 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def extension() -> None:
     """The operators, registered."""
+    torch = pytest.importorskip("torch", reason="skipped: no PyTorch here")
     folder = os.environ.get("LEGACY_CUDA_VLLM_EXTENSION")
     if folder:
         for name in ("_C", "_moe_C"):
@@ -50,10 +50,13 @@ def extension() -> None:
 
 
 @pytest.fixture(autouse=True)
-def on_a_gpu(request: pytest.FixtureRequest, extension: None) -> None:
+def on_a_gpu(request: pytest.FixtureRequest, extension: None) -> Iterator[None]:
     """Tensors are made on the GPU, with random numbers of the test's own."""
     if request.node.get_closest_marker("without_gpu"):
+        yield
         return
+    import torch
+
     if not torch.cuda.is_available():
         pytest.skip("skipped: no GPU here")
     seed = int(os.environ["LEGACY_CUDA_TEST_SEED"]) + zlib.crc32(request.node.nodeid.encode())

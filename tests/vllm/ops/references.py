@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import pytest
+
+torch = pytest.importorskip("torch", reason="skipped: no PyTorch here")
 
 HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 FLOATS = (FLOAT, HALF, BFLOAT16)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from references import BFLOAT16, E4M3, E5M2, FLOAT, FLOATS, HALF, attend, close, pages
+from references import BFLOAT16, E4M3, E5M2, FLOAT, FLOATS, HALF, attend, close, pages, torch
 
 SIZES = (32, 64, 80, 96, 112, 120, 128, 192, 256)
 PARTITION = 512

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from references import (
     BFLOAT16,
     E4M3,
@@ -18,6 +17,7 @@ from references import (
     pages,
     rotated,
     steps,
+    torch,
 )
 
 KINDS = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")

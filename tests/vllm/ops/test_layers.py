@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from references import (
     BFLOAT16,
     E4M3,
@@ -17,6 +16,7 @@ from references import (
     close_int8,
     normed,
     rotated,
+    torch,
 )
 
 F = torch.nn.functional

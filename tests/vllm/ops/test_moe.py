@@ -6,8 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import torch
-from references import FLOAT, FLOATS, HALF, close
+from references import FLOAT, FLOATS, HALF, close, torch
 from test_quantized import close_sum, sorted_tokens
 
 

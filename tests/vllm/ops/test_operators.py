@@ -6,8 +6,8 @@ import ast
 from pathlib import Path
 
 import pytest
-import torch
 from operators import COVERED
+from references import torch
 
 pytestmark = pytest.mark.without_gpu
 SPACES = ("_C", "_C_cache_ops", "_C_cuda_utils", "_C_custom_ar", "_moe_C")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from references import BFLOAT16, E4M3, FLOAT, FLOATS, HALF, close, close_fp8, close_int8
+from references import BFLOAT16, E4M3, FLOAT, FLOATS, HALF, close, close_fp8, close_int8, torch
 
 gguf = pytest.importorskip("gguf", reason="skipped: no gguf here")
 

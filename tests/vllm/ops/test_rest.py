@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from references import BFLOAT16, E4M3, FLOAT, FLOATS, HALF, close
+from references import BFLOAT16, E4M3, FLOAT, FLOATS, HALF, close, torch
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
