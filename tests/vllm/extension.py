@@ -46,6 +46,7 @@ ALL = """\
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
 #include <torch/version.h>
 namespace torch {
 using namespace at;
