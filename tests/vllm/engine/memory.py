@@ -3,8 +3,8 @@
     python memory.py fp16|gptq|gguf MIB --output FILE [--folder FOLDER]
 
 On a GPU with more memory than the card, replayed: vLLM is told to take nine tenths of the card's
-MIB, loads a model of that shape, runs its profile and divides the rest into blocks. What CUDA
-itself takes on the GPU at hand is counted as vLLM counts it. One JSON document says what it came to,
+MIB, loads a model of that shape, runs its profile and divides the rest into blocks. What CUDA takes
+by itself on the GPU at hand is counted as vLLM counts it. One JSON document says what it came to,
 or why there is no room. A file of the shape of Q4_K_M is written below FOLDER, 4.4 GiB of zeros.
 """
 
