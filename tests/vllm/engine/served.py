@@ -1,0 +1,239 @@
+"""A tiny model behind ``vllm serve``: an OpenAI client, streaming, mixed load, memory watched.
+
+    python served.py FOLDER --seconds 120 --output FILE [-- SERVER'S OPTIONS]
+
+FOLDER is one that ``models.py`` made. Answers are compared with ``expected.json``. Under load,
+requests of all kinds come and go, some broken off by the client; every five seconds the memory that
+the server's processes have to themselves is read, and the GPU's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+
+def words(tokens: list[int]) -> str:
+    return " ".join({0: "<pad>", 1: "<s>", 2: "</s>"}.get(token, f"w{token}") for token in tokens)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def processes(root: int) -> list[int]:
+    """A process and all below it."""
+    found, at = [root], 0
+    while at < len(found):
+        for path in Path(f"/proc/{found[at]}/task").glob("*/children"):
+            try:
+                found += [int(text) for text in path.read_text().split()]
+            except OSError:
+                continue
+        at += 1
+    return found
+
+
+def resident(root: int) -> int:
+    """KiB of memory that a process and those below it have to themselves."""
+    total = 0
+    for pid in processes(root):
+        try:
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith(("Private_Clean", "Private_Dirty")):
+                    total += int(line.split()[1])
+        except OSError:
+            continue
+    return total
+
+
+def on_the_gpu() -> int:
+    """MiB that are in use on the GPU."""
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[0]) if done.returncode == 0 and done.stdout.split() else 0
+
+
+def wait(port: int, server: subprocess.Popen[bytes], seconds: float) -> None:
+    end = time.time() + seconds
+    while time.time() < end:
+        if server.poll() is not None:
+            raise SystemExit(f"the server ended with {server.returncode}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(1)
+    raise SystemExit(f"no answer from the server in {seconds:.0f} s")
+
+
+class Client:
+    """Requests to the server, each compared with what is expected where that is known."""
+
+    def __init__(self, port: int, rows: list[dict[str, Any]]) -> None:
+        from openai import OpenAI
+
+        self.api = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+        self.rows = rows
+        self.model = self.api.models.list().data[0].id
+
+    def ask(self, row: dict[str, Any], length: int, stream: bool) -> bool:
+        """A completion of ``length`` tokens, greedy; whether it is what transformers said."""
+        settings = {
+            "model": self.model,
+            "prompt": row["prompt"],
+            "max_tokens": length,
+            "temperature": 0,
+            "extra_body": {"ignore_eos": True, "add_special_tokens": False},
+        }
+        if stream:
+            text = "".join(
+                part.choices[0].text
+                for part in self.api.completions.create(**settings, stream=True)
+                if part.choices
+            )
+        else:
+            text = self.api.completions.create(**settings).choices[0].text
+        wanted = [f"w{token}" for token in row["tokens"][:length] if token > 2]
+        return text.split() == wanted
+
+    def chat(self, row: dict[str, Any], length: int, stream: bool) -> str:
+        asked = [{"role": "user", "content": words(row["prompt"][1:])}]
+        settings = {"model": self.model, "messages": asked, "max_tokens": length, "temperature": 0}
+        if not stream:
+            return self.api.chat.completions.create(**settings).choices[0].message.content or ""
+        parts = self.api.chat.completions.create(**settings, stream=True)
+        return "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+
+    def sampled(self, row: dict[str, Any], length: int) -> None:
+        self.api.completions.create(
+            model=self.model, prompt=row["prompt"], max_tokens=length, temperature=0.9, top_p=0.8,
+            n=2, logprobs=3, frequency_penalty=0.3, extra_body={"top_k": 20, "min_p": 0.01},
+        )  # fmt: skip
+
+    def broken_off(self, row: dict[str, Any]) -> None:
+        parts = self.api.completions.create(
+            model=self.model, prompt=row["prompt"], max_tokens=200, stream=True,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        for number, _ in enumerate(parts):
+            if number == 5:
+                break
+        parts.close()
+
+
+def load(client: Client, seconds: float, root: int, tell: Any) -> dict[str, Any]:
+    """Eight clients at once, for so long; what they did, and memory over time."""
+    draw, end = random.Random(5), time.time() + seconds
+    count = {"greedy": 0, "streamed": 0, "chat": 0, "sampled": 0, "broken off": 0}
+    wrong = 0
+    memory: list[tuple[float, int, int]] = []
+    started = time.time()
+
+    def one(kind: str, at: int, length: int) -> bool:
+        row = client.rows[at]
+        if kind in ("greedy", "streamed"):
+            return client.ask(row, length, kind == "streamed")
+        if kind == "chat":
+            client.chat(row, length, bool(length % 2))
+        elif kind == "sampled":
+            client.sampled(row, length)
+        else:
+            client.broken_off(row)
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        running: dict[Any, str] = {}
+        while time.time() < end or running:
+            while len(running) < 8 and time.time() < end:
+                kind = draw.choice(list(count))
+                at, length = draw.randrange(len(client.rows)), draw.randint(1, 200)
+                running[pool.submit(one, kind, at, length)] = kind
+            done, _ = concurrent.futures.wait(
+                running, timeout=1, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for item in done:
+                count[running.pop(item)] += 1
+                wrong += not item.result()
+            if not memory or time.time() - started - memory[-1][0] >= 5:
+                memory.append((round(time.time() - started, 1), resident(root), on_the_gpu()))
+                tell({"requests": count, "not as expected": wrong, "memory (s, KiB, MiB)": memory})
+    return {"requests": count, "not as expected": wrong, "memory (s, KiB, MiB)": memory}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--start", type=float, default=240, help="seconds for the server to start")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True)
+    own, mark, others = sys.argv[1:], "--", []
+    if mark in own:
+        own, others = own[: own.index(mark)], own[own.index(mark) + 1 :]
+    options = parser.parse_args(own)
+    rows = json.loads((options.folder / "expected.json").read_text())["rows"]
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(options.folder)),
+        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"),
+        *("--max-num-batched-tokens", "256", "--max-num-seqs", "16"),
+        *(
+            "--gpu-memory-utilization",
+            "0.05",
+            "--kv-cache-memory-bytes",
+            str(1 << 30),
+            *others,
+        ),
+    ]
+    document: dict[str, Any] = {"command": command[2:]}
+
+    def tell(found: dict[str, Any]) -> None:
+        options.output.write_text(json.dumps({**document, "load": found}, indent=1))
+
+    started = time.time()
+    with options.log.open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait(port, server, options.start)
+        document["seconds to start"] = round(time.time() - started, 1)
+        client = Client(port, rows)
+        document["equal"] = [client.ask(row, 256, False) for row in rows]
+        document["streamed"] = [client.ask(row, 256, True) for row in rows[:4]]
+        plain, streamed = (client.chat(rows[3], 40, stream) for stream in (False, True))
+        document["chat"] = {"words": len(plain.split()), "same streamed": plain == streamed}
+        tell({})
+        document["load"] = load(client, options.seconds, server.pid, tell)
+        document["alive"] = server.poll() is None
+    finally:
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(server.pid, kind)
+                server.wait(20)
+                break
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+    good = (
+        all(document["equal"]) and all(document["streamed"]) and document["chat"]["same streamed"]
+    )
+    document["good"] = bool(good and document["alive"] and not document["load"]["not as expected"])
+    options.output.write_text(json.dumps(document, indent=1))
+    return 0 if document["good"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
