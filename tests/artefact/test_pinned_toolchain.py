@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -54,12 +55,24 @@ def made() -> Any:
     return toolchain("11.8")
 
 
+# Nothing here can be seen by others, so that the compiler has no name to tell the source by.
+LOCAL = """
+static __device__ void one(float *to) { *to = 1; }
+template <void (*F)(float *)> static __global__ void each(float *to) { F(to + threadIdx.x); }
+namespace { struct Starter { Starter() { each<one><<<1, 32>>>(nullptr); } } starter; }
+"""
+
+
 def compile_with(
-    root: Path, folder: Path, variables: dict[str, str], numbers: tuple[int, ...] = (37, 61)
+    root: Path,
+    folder: Path,
+    variables: dict[str, str],
+    numbers: tuple[int, ...] = (37, 61),
+    source: str = SOURCE,
 ) -> str:
     """sha256 of a library that is compiled for 3.7 and 6.1, or other capabilities."""
     folder.mkdir()
-    (folder / "a.cu").write_text(SOURCE)
+    (folder / "a.cu").write_text(source)
     codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
     subprocess.run(
         [
@@ -136,6 +149,29 @@ def test_kernels_that_launch_kernels_do_not_link(made: Any, tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode != 0 and "cudaLaunchDevice" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("name", [item.name for item in toolchains()])
+def test_a_source_without_public_names_is_the_same_bytes_anywhere(
+    name: str, tmp_path: Path
+) -> None:
+    """The compiler's own name for such a source has the process's number and the folder in it."""
+    made = toolchain(name)
+    root = Path(made["path"])
+    numbers = tuple(Capability.parse(item).number for item in made["targets"][:2])
+    found = set()
+    for folder in (tmp_path / "one", tmp_path / "another-place"):
+        variables = environ.variables(root, tmp_path, folder)
+        found.add(compile_with(root, folder, variables, numbers, LOCAL))
+        names = subprocess.run(
+            ["cuobjdump", "-elf", "a.so"],
+            cwd=folder,
+            env=variables,
+            capture_output=True,
+            check=True,
+        ).stdout
+        assert re.search(rb"_INTERNAL_[0-9a-f]{8}_4_a_cu_[0-9a-f]{8}3one", names)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("name", [item.name for item in toolchains() if item.name != "11.8"])

@@ -36,7 +36,6 @@ from legacy_cuda.catalog.toolchains import find_toolchain
 from legacy_cuda.devicecode import scan_wheel
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.toolchain import environ, folder
-from legacy_cuda.toolchain import make as toolchain_make
 
 FORMAT = 2
 """Raised whenever the same inputs make other bytes than before."""
@@ -197,6 +196,7 @@ def _control_group(name: str) -> list[str]:
 
 def digest(order: Order, changes: Changes) -> str:
     """sha256 (hex) over all that decides the bytes of the wheel."""
+    pinned = find_toolchain(order.way.toolchain) if order.pinned else None
     content = [
         FORMAT,
         order.recipe.sdist.sha256,
@@ -204,9 +204,7 @@ def digest(order: Order, changes: Changes) -> str:
         settings(order, "/build/tree"),
         order.recipe.requires,
         load_lock(order.recipe.lock).digest,
-        [toolchain_make.FORMAT, find_toolchain(order.way.toolchain).digest]
-        if order.pinned
-        else order.toolchain.name,
+        [pinned.layout, pinned.digest] if pinned else order.toolchain.name,
         order.version,
     ]
     if told := environment(order, "/build/tree"):

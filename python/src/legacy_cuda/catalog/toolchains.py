@@ -62,6 +62,7 @@ class Toolchain:
     name: str
     nvcc: str
     lock: str
+    layout: int
     host: Host
     packages: tuple[DebianPackage, ...]
     libraries: tuple[CudaLibrary, ...]
@@ -106,6 +107,7 @@ def toolchains() -> tuple[Toolchain, ...]:
             row["name"],
             row["nvcc"],
             row["lock"],
+            row["layout"],
             host,
             _packages(row),
             tuple(CudaLibrary(**library) for library in row["library"]),

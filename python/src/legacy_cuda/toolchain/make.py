@@ -27,9 +27,6 @@ from legacy_cuda.catalog.toolchains import DebianPackage, Toolchain
 from legacy_cuda.errors import SurroundingsError
 from legacy_cuda.toolchain import deb, environ, folder, mirrors, smoke
 
-FORMAT = 2
-"""Raised whenever what is put together here has compilers write other bytes."""
-
 TRIPLET = "x86_64-linux-gnu"  # Debian's multiarch name, also in the names of its compilers
 
 _BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
@@ -61,19 +58,42 @@ set -- "-ffile-prefix-map=$here/..=/toolchain" "$@"
 
 # The path of a source is hashed into the names of what is local to it: by cicc (seen with 11.8 and
 # 12.4) and by cudafe++ (12.4). {program} is the one that is given another path.
+#
+# These names come from an identifier of the source, which one program makes for all. For a source
+# that defines nothing which others can see, it has the working folder and the process's number in
+# it; another is made then, of the path and of what the preprocessor left.
 _SOURCE_MAPPED = f"""\
-last=
+last= source= input= file= make=
 for word do
     shift
-    if [ -n "${environ.ROOT}" ] && [ "$last" = --orig_src_path_name ]; then
-        case $word in
-            "${environ.ROOT}"/*) word="{environ.MAPPED}${{word#"${environ.ROOT}"}}" ;;
-        esac
-    fi
-    set -- "$@" "$word"
+    case $last in
+        --orig_src_path_name)
+            [ -z "${environ.ROOT}" ] || case $word in
+                "${environ.ROOT}"/*) word="{environ.MAPPED}${{word#"${environ.ROOT}"}}" ;;
+            esac
+            source=$word ;;
+        --module_id_file_name) file=$word ;;
+    esac
     last=$word
+    case $word in
+        *.ii) input=$word ;;
+        --gen_module_id_file) make=yes; continue ;;
+    esac
+    set -- "$@" "$word"
 done
+if [ -n "$make" ]; then
+{{first}}    name=$(printf %s "${{source##*/}}" | tr -c A-Za-z0-9 _)
+    printf _%.8s_%d_%s_%.8s "$(printf %s "$source" | sha256sum)" "${{#name}}" "$name" \\
+        "$(grep -v '^# ' "$input" | sha256sum)" > "$file"
+fi
 exec "$here/{{program}}.bin" "$@"
+"""
+
+# cudafe++ makes the identifier with 12.4, and is quick: its own one is kept where it is the same
+# anywhere. With 11.8 it is cicc.
+_OWN_FIRST = """\
+    "$here/cudafe++.bin" --gen_module_id_file "$@" || exit
+    grep -Eq '_[0-9a-f]{8}_[0-9]+$' "$file" || exit 0
 """
 
 Tell = Callable[[str, int, int], None]
@@ -208,7 +228,8 @@ def _lay_out(debian: Path, cuda: Path) -> None:
     (own / "bin" / "cicc").rename(cuda / "nvvm" / "bin" / "cicc")
     for program in (cuda / "nvvm" / "bin" / "cicc", cuda / "bin" / "cudafe++"):
         program.rename(program.with_name(f"{program.name}.bin"))
-        folder.script(program, _SOURCE_MAPPED.replace("{program}", program.name))
+        text = _SOURCE_MAPPED.replace("{first}", _OWN_FIRST if program.name == "cudafe++" else "")
+        folder.script(program, text.replace("{program}", program.name))
     (own / "libdevice").rename(cuda / "nvvm" / "libdevice")
     (cuda / "bin" / "nvcc.profile").write_text(_PROFILE, encoding="utf-8")
     for path in (debian / "usr" / "share" / "doc").glob("*/copyright"):
