@@ -82,6 +82,18 @@ def test_templates_evaluate(hosts: dict[str, Host], outputs: Outputs) -> None:
         assert host["failed"] == [] and host["warnings"] == []
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_host_writes_nothing_into_the_clone(hosts: dict[str, Host], name: str) -> None:
+    """Else the clone is another one after the first switch, and its lock does not fit any more."""
+    flake = (ROOT / "nix" / "templates" / name / "flake.nix").read_text()
+    (clone,) = re.findall(r'legacy-cuda\.url = "git\+file://([^"]+)"', flake)
+    assert f'inputs.legacy-cuda.url = "git+file://{clone}"' in (ROOT / "docs" / "nix.md").read_text()
+    assert ("legacy-cuda-notes" in hosts[name]["etc"]) is bool(hosts[name]["notes"])
+    written = [f"/etc/{file}" for file in hosts[name]["etc"]]
+    written += [rule.split()[1] for rule in hosts[name]["tmpfiles"]]
+    assert not [path for path in written if f"{path}/".startswith(f"{clone}/")]
+
+
 def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
     """One test for each template; its machine has the template's units and no driver."""
     found = outputs.evaluate(
