@@ -39,8 +39,9 @@ ENGINES = [engine.name for engine in catalog.engines() if engine.name != "torch"
 HELPERS = f"""
   host = import {as_nix(Path(__file__).parent / "host.nix")};
   machine = module: host (flake.nixpkgs.lib.nixosSystem {{
-    modules = [ flake.nixosModules.default module ];
+    modules = [ flake.nixosModules.default {{ nixpkgs.config.allowUnfree = true; }} module ];
   }});
+  freeMachine = module: host (flake.nixpkgs.lib.nixosSystem {{ modules = [ module ]; }});
 """
 
 
@@ -95,7 +96,8 @@ def test_a_host_writes_nothing_into_the_clone(hosts: dict[str, Host], name: str)
 
 
 def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
-    """One test for each template; its machine has the template's units and no driver."""
+    """One test for each template; its machine has the template's units, no driver, and nothing in its
+    units that is made with CUDA: a nixpkgs without unfree packages, as here, refuses that."""
     found = outputs.evaluate(
         f"""
         let
@@ -103,11 +105,10 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
           inherit (flake) checks;
           machines = builtins.mapAttrs (_: check: check.recorded) checks.x86_64-linux;
         in
-        builtins.mapAttrs (_: test: let one = machine test.nodes.machine; in {{
+        builtins.mapAttrs (_: test: let one = freeMachine test.nodes.machine; in {{
           inherit (test) name;
-          inherit (one) failed nvidia containers;
+          inherit (one) failed nvidia containers units;
           web-ui = one.services.open-webui;
-          units = builtins.attrNames one.units;
         }}) machines
         """
     )
@@ -120,6 +121,20 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
         assert one["containers"] is False and one["web-ui"] is None
         guarded = "legacy-cuda-thermal-guard" in one["units"]
         assert guarded is (template in ("p40", "p4-edge"))
+        assert ("legacy-cuda-idle-power" in one["units"]) is (template == "p40")
+
+
+def test_a_package_made_with_cuda_is_refused_without_unfree_ones(outputs: Outputs) -> None:
+    """That the test above can fail."""
+    said = outputs.fails(
+        f"""
+        let {HELPERS} in (freeMachine {{
+          imports = [ flake.nixosModules.hardware ];
+          hardware.legacy-cuda = {{ gpus = [ "p40" ]; idlePower.enable = true; }};
+        }}).units
+        """
+    )
+    assert "Package cuda_nvcc has an unfree license" in said
 
 
 def test_the_p40_host(hosts: dict[str, Host]) -> None:

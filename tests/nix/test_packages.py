@@ -533,7 +533,10 @@ def test_the_script_that_installs_wheels(outputs: Outputs, tmp_path: Path) -> No
     made = outputs.evaluate(
         f"""
         let
-          pkgs = flake.nixpkgs.legacyPackages.x86_64-linux;
+          pkgs = import flake.nixpkgs {{
+            system = "x86_64-linux";
+            config.allowUnfree = true;
+          }};
           python = {{
             type = "derivation";
             outPath = {json.dumps(sys.prefix)};
