@@ -126,11 +126,7 @@ in
       # NixOS's module leaves devices open.
       serviceConfig = {
         DevicePolicy = "closed";
-        DeviceAllow = [
-          "char-nvidiactl"
-          "char-nvidia-frontend"
-          "char-nvidia-uvm"
-        ];
+        DeviceAllow = (import ./hardening.nix).DeviceAllow ++ [ "char-nvidia-uvm rw" ];
         # NixOS's "pid" hides /proc/driver/nvidia. CUDA does not start without it, and llama-server
         # serves from the CPU then.
         ProcSubset = lib.mkForce "all";

@@ -119,7 +119,8 @@ in
       legacy-cuda-monitor = {
         description = "Metrics of NVIDIA cards for Prometheus";
         wantedBy = [ "multi-user.target" ];
-        # Not the driver: that it does not answer is what this is there to say.
+        # Not the driver: that it does not answer is what this is there to say. It may come later, so its
+        # devices are allowed by their number.
         after = [ "network.target" ];
         # where NixOS has the driver's libraries
         environment.LD_LIBRARY_PATH = "${pkgs.addDriverRunpath.driverLink}/lib";

@@ -15,6 +15,7 @@ let
 
   listen = import ./listen.nix lib;
   flags = import ./flags.nix lib;
+  hardening = import ./hardening.nix;
   cfg = config.services.legacy-cuda.vllm;
   inherit (config.hardware.legacy-cuda) gpus;
   refusal = if gpus == [ ] then null else packaged.refusalOf "vllm" gpus;
@@ -70,7 +71,7 @@ let
     # Triton and Inductor compile.
     path = [ pkgs.stdenv.cc ];
     inherit environment;
-    serviceConfig = import ./hardening.nix // {
+    serviceConfig = hardening // {
       Type = "exec";
       Restart = "on-failure";
       RestartSec = 10;
@@ -80,11 +81,8 @@ let
       CacheDirectory = "legacy-cuda-vllm";
       WorkingDirectory = "/var/lib/legacy-cuda-vllm";
       EnvironmentFile = lib.optional (cfg.environmentFile != null) cfg.environmentFile;
-      DeviceAllow = [
-        "char-nvidiactl rw"
-        "char-nvidia-frontend rw"
-        "char-nvidia-uvm rw"
-      ];
+      # The number of nvidia-uvm is another one at each start; the unit waits for it.
+      DeviceAllow = hardening.DeviceAllow ++ [ "char-nvidia-uvm rw" ];
       # It downloads models and serves them; NCCL lists network interfaces.
       PrivateNetwork = false;
       IPAddressDeny = [ ];

@@ -547,6 +547,23 @@ def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
             assert "legacy-cuda-ready.service" in unit["after"]
 
 
+def test_the_exporter_reaches_a_driver_that_comes_later(
+    hosts: dict[str, Host], more_hosts: dict[str, Host]
+) -> None:
+    """systemd looks the name of a device up once, when the unit starts, so a unit that names one has
+    to start after the driver."""
+    found = {}
+    for host in (*hosts.values(), *more_hosts.values()):
+        for name, unit in host["units"].items():
+            allowed = unit["serviceConfig"].get("DeviceAllow", [])
+            if name.startswith(("legacy-cuda-", "llama-cpp")) and allowed:
+                by_name = [one for one in allowed if not re.match(r"char-[0-9]+ rw$", one)]
+                found[name] = by_name
+                assert not by_name or "legacy-cuda-ready.service" in unit["after"], name
+    assert found["legacy-cuda-monitor"] == []
+    assert found["llama-cpp"] == found["legacy-cuda-vllm"] == ["char-nvidia-uvm rw"]
+
+
 # Every card ---------------------------------------------------------------------------------------
 
 
