@@ -44,6 +44,7 @@ in
   etc = builtins.attrNames config.environment.etc;
   tmpfiles = config.systemd.tmpfiles.rules;
   inherit (config) users;
+  ssh = config.services.openssh.enable;
   firewall = config.networking.firewall.allowedTCPPorts;
   units = builtins.mapAttrs (_: unit: {
     inherit (unit)

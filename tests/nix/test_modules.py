@@ -137,6 +137,10 @@ def test_a_package_made_with_cuda_is_refused_without_unfree_ones(outputs: Output
     assert "Package cuda_nvcc has an unfree license" in said
 
 
+def test_a_host_without_a_display_keeps_its_ssh(hosts: dict[str, Host]) -> None:
+    assert [name for name, host in hosts.items() if host["ssh"]] == ["k80", "p4-edge", "p40"]
+
+
 def test_the_p40_host(hosts: dict[str, Host]) -> None:
     host = hosts["p40"]
     assert host["nvidia"] == {
@@ -173,11 +177,8 @@ def test_the_p40_host(hosts: dict[str, Host]) -> None:
     )
     guard = without_store(host["units"]["legacy-cuda-thermal-guard"]["serviceConfig"])
     assert guard["ExecStart"].split()[2:] == [f"{pci}=85,180" for pci in gpu.pci_ids]
-    idle = without_store(host["units"]["legacy-cuda-idle-power"]["serviceConfig"])
-    assert idle["ExecStart"].split()[2:] == [
-        "nvidia-pstated/bin/nvidia-pstated",
-        *(f"{pci}=8" for pci in gpu.pci_ids),
-    ]
+    # nobody has built its package yet
+    assert "legacy-cuda-idle-power" not in host["units"]
     monitor = without_store(host["units"]["legacy-cuda-monitor"])
     assert monitor["serviceConfig"]["ExecStart"] == (
         f"legacy-cuda/bin/legacy-cuda monitor --listen 127.0.0.1:{PORT} --power-cap p40=180"
@@ -243,7 +244,7 @@ def test_the_edge_node(hosts: dict[str, Host]) -> None:
 @pytest.fixture(scope="session")
 def more_hosts(outputs: Outputs) -> dict[str, Host]:
     """vLLM by itself, in a cluster's head and in its worker; a machine that builds for others, and
-    one that others build for."""
+    one that others build for; one whose card is put into a state that saves power."""
     found: dict[str, Host] = outputs.evaluate(
         f"""
         let {HELPERS} in builtins.mapAttrs (_: machine) {{
@@ -290,6 +291,7 @@ def more_hosts(outputs: Outputs) -> dict[str, Host]:
               gpus = [ "p40" "k80" ];
             }};
           }};
+          idle.hardware.legacy-cuda = {{ gpus = [ "p40" ]; idlePower.enable = true; }};
           built-for = {{
             services.legacy-cuda.builds = {{
               machines = [ {{ hostName = "10.0.0.1"; sshUser = "builds"; }} ];
@@ -983,6 +985,14 @@ def test_idle_power(tmp_path: Path, smi: Path, states: list[str], said: str | No
     else:
         assert done.returncode == 0, done.stderr
         assert calls.read_text() == f"{said}\n"
+
+
+def test_idle_power_of_a_p40(more_hosts: dict[str, Host]) -> None:
+    unit = without_store(more_hosts["idle"]["units"]["legacy-cuda-idle-power"])
+    assert unit["serviceConfig"]["ExecStart"].split()[2:] == [
+        "nvidia-pstated/bin/nvidia-pstated",
+        *(f"{pci}=8" for pci in catalog.find_gpu("p40").pci_ids),
+    ]
 
 
 def test_idle_power_is_never_for_a_k80_by_itself(outputs: Outputs) -> None:
