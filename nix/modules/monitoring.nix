@@ -18,13 +18,8 @@ let
   listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.monitoring;
   inherit (config.hardware.legacy-cuda) gpus powerLimits;
-  isLoopback = lib.elem cfg.host [
-    "127.0.0.1"
-    "::1"
-    "localhost"
-  ];
-  # an IPv6 address in brackets
-  address = "${if lib.hasInfix ":" cfg.host then "[${cfg.host}]" else cfg.host}:${toString cfg.port}";
+  isLoopback = listen.isLoopback cfg;
+  address = listen.address cfg;
 
   # What the program prints, as a file.
   printed =
@@ -70,6 +65,16 @@ in
         message = "services.legacy-cuda.monitoring: hardware.legacy-cuda.gpus is empty";
       }
     ];
+
+    # NixOS's own default
+    warnings =
+      lib.optional
+        (
+          cfg.grafana.enable
+          && !listen.isLoopback cfg.grafana
+          && (config.services.grafana.settings.security.admin_password or "admin") == "admin"
+        )
+        "services.legacy-cuda.monitoring.grafana: reachable from other machines with the account admin and the password admin; set services.grafana.settings.security.admin_password (\"$__file{/path/to/a/file}\")";
 
     services = {
       legacy-cuda.monitoring.prometheus.enable = mkIf cfg.grafana.enable true;

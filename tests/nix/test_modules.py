@@ -426,6 +426,36 @@ def test_monitoring(hosts: dict[str, Host]) -> None:
     assert services["nix-serve"] is None and hosts["k80"]["services"]["prometheus"] is None
 
 
+@pytest.mark.parametrize(
+    ("host", "password", "warned"),
+    [
+        ("127.0.0.1", None, False),
+        ("::1", None, False),
+        ("0.0.0.0", None, True),
+        ("10.0.0.1", "admin", True),
+        ("10.0.0.1", "$__file{/run/keys/grafana}", False),
+    ],
+)
+def test_grafana_for_others_with_its_first_password_is_warned_of(
+    outputs: Outputs, host: str, password: str | None, warned: bool
+) -> None:
+    chosen = "" if password is None else f"admin_password = {json.dumps(password)};"
+    warnings = outputs.evaluate(
+        f"""
+        let {HELPERS} in (machine {{
+          hardware.legacy-cuda.gpus = [ "p40" ];
+          services.legacy-cuda.monitoring = {{
+            enable = true;
+            grafana = {{ enable = true; host = "{host}"; }};
+          }};
+          services.grafana.settings.security = {{ {chosen} }};
+        }}).warnings
+        """
+    )
+    assert len(warnings) == (1 if warned else 0)
+    assert not warned or "security.admin_password" in warnings[0]
+
+
 def test_grafana_gets_a_key_of_its_own(tmp_path: Path, hosts: dict[str, Host]) -> None:
     """Made once, for nobody else to read."""
     key = tmp_path / "key"

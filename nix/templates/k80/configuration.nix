@@ -10,7 +10,7 @@
   };
 
   # Yours instead of these, from nixos-generate-config, and your users, SSH keys and network: this file
-  # has none, and after a switch to it alone nobody can log in.
+  # has none, and after a switch to it alone nobody gets in over the network.
   services.openssh.enable = true;
   # users.users.you = {
   #   isNormalUser = true;
