@@ -14,6 +14,7 @@ let
   inherit (lib) mkIf mkOption types;
 
   listen = import ./listen.nix lib;
+  notInAHome = import ./homes.nix lib;
   flags = import ./flags.nix lib;
   cfg = config.services.legacy-cuda.llama-cpp;
   inherit (config.hardware.legacy-cuda) gpus;
@@ -92,6 +93,8 @@ in
         assertion = refusal == null;
         message = stacks.sentence refusal;
       }
+      (notInAHome "services.legacy-cuda.llama-cpp.model" cfg.model)
+      (notInAHome "services.legacy-cuda.llama-cpp.modelsDir" cfg.modelsDir)
       {
         assertion = (cfg.model == null) != (cfg.modelsDir == null);
         message = "services.legacy-cuda.llama-cpp: set either model or modelsDir";

@@ -14,6 +14,7 @@ let
   inherit (lib) mkIf mkOption types;
 
   listen = import ./listen.nix lib;
+  notInAHome = import ./homes.nix lib;
   flags = import ./flags.nix lib;
   hardening = import ./hardening.nix;
   cfg = config.services.legacy-cuda.vllm;
@@ -201,6 +202,7 @@ in
         assertion = refusal == null;
         message = stacks.sentence refusal;
       }
+      (notInAHome "services.legacy-cuda.vllm.model" cfg.model)
       {
         assertion = !serves || cfg.model != null;
         message = "services.legacy-cuda.vllm: set model";

@@ -723,6 +723,19 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
             " services.legacy-cuda.llama-cpp.enable = true; }",
             "set either model or modelsDir",
         ),
+        *(
+            (
+                f'{{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda.{engine} ='
+                f' {{ enable = true; {option} = "{path}"; }}; }}',
+                f"services.legacy-cuda.{engine}.{option}: services do not see /home and /root",
+            )
+            for engine, option, path in [
+                ("vllm", "model", "/home/me/model"),
+                ("llama-cpp", "model", "/root/model.gguf"),
+                ("llama-cpp", "modelsDir", "/home/me"),
+                ("ollama", "modelsDir", "/home/me/models"),
+            ]
+        ),
         (
             '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda.web-ui.enable = true; }',
             "no engine of services.legacy-cuda is switched on",
