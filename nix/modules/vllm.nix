@@ -24,6 +24,7 @@ let
 
   inherit (cfg) cluster;
   inCluster = cluster.role != null;
+  # a worker of a cluster answers nobody
   serves = cluster.role != "worker";
   address = "${
     if cluster.role == "head" then cluster.address else cluster.head
@@ -152,8 +153,18 @@ in
       default = null;
       example = "/var/lib/secrets/vllm";
       description = ''
-        A file with further variables that nobody else is to read, such as `HF_TOKEN` or `VLLM_API_KEY`.
+        A file with further variables that nobody else is to read, such as `HF_TOKEN`. With a
+        `VLLM_API_KEY` in it the gateway and the web UI are not let in: leave that out where vLLM is on
+        loopback.
       '';
+    };
+
+    serves = mkOption {
+      type = types.bool;
+      internal = true;
+      readOnly = true;
+      default = cfg.enable && serves;
+      description = "Whether it answers on this machine.";
     };
 
     cluster = {

@@ -339,6 +339,56 @@ def test_vllm(more_hosts: dict[str, Host]) -> None:
     assert offered["litellm_params"]["api_base"] == "http://127.0.0.1:8000/v1"
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [("", "q/m"), ('served-model-name = "m";', "m"), ('served-model-name = [ "a" "b" ];', "b")],
+)
+def test_the_gateway_asks_vllm_for_the_name_that_it_serves(
+    outputs: Outputs, settings: str, name: str
+) -> None:
+    host = outputs.evaluate(
+        f"""
+        let {HELPERS} in machine {{
+          hardware.legacy-cuda.gpus = [ "p40" ];
+          services.legacy-cuda = {{
+            gateway.enable = true;
+            vllm = {{ enable = true; model = "q/m"; host = "::1"; settings = {{ {settings} }}; }};
+          }};
+        }}
+        """
+    )
+    (offered,) = host["services"]["litellm"]["settings"]["model_list"]
+    assert offered["model_name"] == name
+    assert offered["litellm_params"]["model"] == f"openai/{name}"
+    assert offered["litellm_params"]["api_base"] == "http://[::1]:8000/v1"
+    # of a flag that is there twice, argparse takes the last
+    flags = words_of(host["units"]["legacy-cuda-vllm"])
+    names = [after for flag, after in itertools.pairwise(flags) if flag == "--served-model-name"]
+    assert (names or ["q/m"])[-1] == name
+
+
+def test_the_web_ui_asks_no_worker(outputs: Outputs) -> None:
+    """A worker of a cluster answers nobody; what else is there is asked."""
+    host = outputs.evaluate(
+        f"""
+        let {HELPERS} in machine {{
+          hardware.legacy-cuda.gpus = [ "p40" ];
+          services.legacy-cuda = {{
+            web-ui.enable = true;
+            llama-cpp = {{ enable = true; host = "::1"; modelsDir = "/srv/models"; }};
+            vllm = {{
+              enable = true;
+              cluster = {{ role = "worker"; address = "10.0.0.2"; head = "10.0.0.1"; }};
+            }};
+          }};
+        }}
+        """
+    )
+    assert host["failed"] == []
+    asked = host["services"]["open-webui"]["environment"]["OPENAI_API_BASE_URL"]
+    assert asked == "http://[::1]:8080/v1"
+
+
 def test_vllm_on_two_machines(more_hosts: dict[str, Host]) -> None:
     """The head serves through Ray, the worker serves nothing; both start after the driver."""
     head, worker = more_hosts["head"]["units"], more_hosts["worker"]["units"]
@@ -744,6 +794,11 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
         (
             '{ hardware.legacy-cuda.gpus = [ "k40" "h100" ]; }',
             "no driver that NixOS has serves k40, h100 in one machine",
+        ),
+        (
+            '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda = { web-ui.enable = true;'
+            ' vllm = { enable = true; cluster = { role = "worker"; address = "a"; head = "b"; }; }; }; }',
+            "no engine of services.legacy-cuda is switched on",
         ),
         (
             '{ hardware.legacy-cuda.gpus = [ "p40" ];'

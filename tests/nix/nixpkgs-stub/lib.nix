@@ -1,5 +1,5 @@
 # The functions of nixpkgs' lib that the flake uses, and a small module system. The tests run with the
-# real lib as well where LEGACY_CUDA_NIXPKGS_LIB names one.
+# real lib as well where LEGACY_CUDA_NIXPKGS names a checkout.
 let
   inherit (builtins)
     all
@@ -365,6 +365,7 @@ let
     literalMD = text: text;
     literalExpression = text: text;
 
+    toList = value: if isList value then value else [ value ];
     last = list: elemAt list (length list - 1);
     sort = builtins.sort;
     optionals = condition: list: if condition then list else [ ];
