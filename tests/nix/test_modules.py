@@ -294,7 +294,10 @@ def more_hosts(outputs: Outputs) -> dict[str, Host]:
           idle.hardware.legacy-cuda = {{ gpus = [ "p40" ]; idlePower.enable = true; }};
           built-for = {{
             services.legacy-cuda.builds = {{
-              machines = [ {{ hostName = "10.0.0.1"; sshUser = "builds"; }} ];
+              machines = [
+                {{ hostName = "10.0.0.1"; sshUser = "builds"; publicHostKey = "a2V5"; }}
+                {{ hostName = "10.0.0.2"; }}
+              ];
               caches."http://example.org:5000" = "builds-1:a2V5";
             }};
           }};
@@ -553,7 +556,8 @@ def test_builds(more_hosts: dict[str, Host]) -> None:
         ]
     )
     assert builder["nvidia"] is None and builder["nix"]["buildMachines"] == []
-    (machine,) = other["nix"]["buildMachines"]
+    machine, unknown = other["nix"]["buildMachines"]
+    assert (machine["publicHostKey"], unknown["publicHostKey"]) == ("a2V5", None)
     assert other["nix"]["distributedBuilds"] is True
     assert machine["hostName"] == "10.0.0.1" and machine["systems"] == ["x86_64-linux"]
     # what PyTorch's and vLLM's packages ask for
@@ -561,6 +565,51 @@ def test_builds(more_hosts: dict[str, Host]) -> None:
     assert other["nix"]["settings"]["builders-use-substitutes"] is True
     assert "http://example.org:5000" in other["nix"]["settings"]["substituters"]
     assert "builds-1:a2V5" in other["nix"]["settings"]["trusted-public-keys"]
+
+
+def test_what_is_built_is_what_a_machine_with_these_cards_takes(outputs: Outputs) -> None:
+    """Cards of one machine with different capabilities have packages of their own."""
+    built, taken, alone = outputs.evaluate(
+        """
+        let
+          evaluate = module: (flake.nixpkgs.lib.nixosSystem {
+            modules = [ flake.nixosModules.default module ];
+          }).config;
+          built = (evaluate {
+            services.legacy-cuda.builds.serve = {
+              enable = true;
+              secretKeyFile = "/run/keys/builds";
+              gpus = [ [ "p100" "p40" ] "p40" ];
+            };
+          }).system.extraDependencies;
+          capabilities = package: package.recorded.cudaPackages.config.cudaCapabilities;
+          taken = (evaluate {
+            hardware.legacy-cuda.gpus = [ "p40" "p100" ];
+          }).services.legacy-cuda.llama-cpp.package;
+        in
+        [
+          (map capabilities (builtins.filter (package: package.name == "llama-cpp") built))
+          (capabilities taken)
+          (capabilities (flake.lib.packagesFor [ "p40" ]).llama-cpp)
+        ]
+        """
+    )
+    assert built == [taken, alone] == [["6.0", "6.1"], ["6.1"]]
+
+
+@pytest.mark.parametrize("cards", ['[ "p41" ]', '[ [ "p40" "p41" ] ]', "[ [ ] ]"])
+def test_cards_to_build_for_that_are_none(outputs: Outputs, cards: str) -> None:
+    said = outputs.fails(
+        f"""
+        (flake.nixpkgs.lib.nixosSystem {{
+          modules = [
+            flake.nixosModules.builds
+            {{ services.legacy-cuda.builds.serve.gpus = {cards}; }}
+          ];
+        }}).config.services.legacy-cuda.builds.serve.gpus
+        """
+    )
+    assert "services.legacy-cuda.builds.serve.gpus" in said and "is not of type" in said
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -192,6 +192,20 @@ let
     raw = simple "raw value" (_: true);
     enum =
       values: simple "one of ${concatStringsSep ", " (map toString values)}" (value: elem value values);
+    nonEmptyListOf =
+      type:
+      listOf type
+      // {
+        name = "non-empty list of ${type.name}";
+        check = value: isList value && value != [ ];
+      };
+    either = one: other: {
+      _type = "option-type";
+      name = "${one.name} or ${other.name}";
+      check = value: one.check value || other.check value;
+      merge =
+        place: values: if all one.check values then one.merge place values else other.merge place values;
+    };
     nullOr = type: {
       _type = "option-type";
       name = "null or ${type.name}";
