@@ -267,6 +267,18 @@ def test_lib_needs_no_input(nix: Nix, flake: str) -> None:
     assert json.loads(found) == "kepler"
 
 
+def test_legacy_cuda_in_a_dev_shell(outputs: Outputs) -> None:
+    """A program that starts the package's, with all of its arguments, and with nothing beside it."""
+    program = without_store(
+        outputs.evaluate(
+            """
+            (builtins.elemAt flake.devShells.x86_64-linux.p40.recorded.packages 2).recorded
+            """
+        )
+    )
+    assert program == {"name": "legacy-cuda", "text": 'exec legacy-cuda/bin/legacy-cuda "$@"'}
+
+
 def test_dev_shells(outputs: Outputs) -> None:
     """What mkShell is called with."""
     shells = without_store(
@@ -287,7 +299,8 @@ def test_dev_shells(outputs: Outputs) -> None:
             }
             assert shells[gpu.name] == {
                 "name": f"legacy-cuda-{gpu.name}",
-                "packages": [python, "uv"],
+                # not its package, whose Python would get into the stack's
+                "packages": [python, "uv", "legacy-cuda"],
                 "env": {
                     "LEGACY_CUDA_GPU": gpu.name,
                     "LEGACY_CUDA_STACK": found["stack"],
@@ -300,7 +313,7 @@ def test_dev_shells(outputs: Outputs) -> None:
 
 
 def test_a_dev_shell_is_entered(nix: Nix, flake: str, stub: tuple[str, ...]) -> None:
-    """``nix develop``, with the machine's bash. Python and uv in it are the stub's: nothing."""
+    """``nix develop``, with the machine's bash. The programs in it are the stub's: nothing."""
     said = nix.flake(
         "develop", f"{flake}#p40", *stub, "--command", "bash", "-c", 'echo "$LEGACY_CUDA_STACK"'
     )
