@@ -36,7 +36,9 @@ in
   cudaMajorMinorVersion = version;
   cuda_nvcc = member "cuda_nvcc";
   cuda_cccl = member "cuda_cccl";
-  cuda_cudart = member "cuda_cudart";
+  cuda_cudart = member "cuda_cudart" // {
+    stubs = member "cuda_cudart-stubs";
+  };
   cuda_nvml_dev = member "cuda_nvml_dev";
   cuda_nvrtc = member "cuda_nvrtc";
   cuda_nvtx = member "cuda_nvtx";

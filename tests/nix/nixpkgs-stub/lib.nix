@@ -404,6 +404,7 @@ let
     getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
     getExe' = package: name: "${package}/bin/${name}";
     getLib = package: package.lib or package;
+    getOutput = output: package: package.${output} or package.out or package;
     licenses = genAttrs [ "asl20" "gpl3Only" "mit" "unfree" ] (name: name);
     sourceTypes.binaryNativeCode = "binaryNativeCode";
   };
