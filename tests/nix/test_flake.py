@@ -268,7 +268,7 @@ def test_lib_needs_no_input(nix: Nix, flake: str) -> None:
 
 
 def test_legacy_cuda_in_a_dev_shell(outputs: Outputs) -> None:
-    """A program that starts the package's, with all of its arguments, and with nothing beside it."""
+    """It starts the package's program with all of its arguments; nothing else comes with it."""
     program = without_store(
         outputs.evaluate(
             """

@@ -85,10 +85,11 @@ def test_templates_evaluate(hosts: dict[str, Host], outputs: Outputs) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_host_writes_nothing_into_the_clone(hosts: dict[str, Host], name: str) -> None:
-    """Else the clone is another one after the first switch, and its lock does not fit any more."""
+    """Else the clone is another one after the first switch, and its hash does not fit."""
     flake = (ROOT / "nix" / "templates" / name / "flake.nix").read_text()
     (clone,) = re.findall(r'legacy-cuda\.url = "git\+file://([^"]+)"', flake)
-    assert f'inputs.legacy-cuda.url = "git+file://{clone}"' in (ROOT / "docs" / "nix.md").read_text()
+    docs = (ROOT / "docs" / "nix.md").read_text()
+    assert f'inputs.legacy-cuda.url = "git+file://{clone}"' in docs
     assert ("legacy-cuda-notes" in hosts[name]["etc"]) is bool(hosts[name]["notes"])
     written = [f"/etc/{file}" for file in hosts[name]["etc"]]
     written += [rule.split()[1] for rule in hosts[name]["tmpfiles"]]
@@ -96,8 +97,8 @@ def test_a_host_writes_nothing_into_the_clone(hosts: dict[str, Host], name: str)
 
 
 def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
-    """One test for each template; its machine has the template's units, no driver, and nothing in its
-    units that is made with CUDA: a nixpkgs without unfree packages, as here, refuses that."""
+    """One test for each template; its machine has the template's units, no driver, and nothing in
+    its units that is made with CUDA: a nixpkgs without unfree packages, as here, refuses that."""
     found = outputs.evaluate(
         f"""
         let
@@ -681,8 +682,8 @@ def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
 def test_the_exporter_reaches_a_driver_that_comes_later(
     hosts: dict[str, Host], more_hosts: dict[str, Host]
 ) -> None:
-    """systemd looks the name of a device up once, when the unit starts, so a unit that names one has
-    to start after the driver."""
+    """systemd looks the name of a device up once, when the unit starts, so a unit that names one
+    has to start after the driver."""
     found = {}
     for host in (*hosts.values(), *more_hosts.values()):
         for name, unit in host["units"].items():
@@ -845,8 +846,9 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
             "no driver that NixOS has serves k40, h100 in one machine",
         ),
         (
-            '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda = { web-ui.enable = true;'
-            ' vllm = { enable = true; cluster = { role = "worker"; address = "a"; head = "b"; }; }; }; }',
+            '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda = {'
+            " web-ui.enable = true; vllm = { enable = true;"
+            ' cluster = { role = "worker"; address = "a"; head = "b"; }; }; }; }',
             "no engine of services.legacy-cuda is switched on",
         ),
         (
