@@ -830,10 +830,10 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
                 f"services.legacy-cuda.{engine}.{option}: services do not see /home and /root",
             )
             for engine, option, path in [
-                ("vllm", "model", "/home/me/model"),
-                ("llama-cpp", "model", "/root/model.gguf"),
-                ("llama-cpp", "modelsDir", "/home/me"),
-                ("ollama", "modelsDir", "/home/me/models"),
+                ("vllm", "model", "/home/user/model"),
+                ("llama-cpp", "model", "/root/user/model.gguf"),
+                ("llama-cpp", "modelsDir", "/home/user"),
+                ("ollama", "modelsDir", "/home/user/models"),
             ]
         ),
         (
