@@ -351,7 +351,7 @@ def test_dev_shell_takes_a_python_that_nixpkgs_has(
 def test_a_host_is_begun_from_a_template(
     nix: Nix, flake: str, stub: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """As docs/nix.md says: from a clone, which is locked by its commit. Then the host is evaluated."""
+    """As docs/nix.md says: from a clone, which is locked by its commit; then it is evaluated."""
     clone, host = tmp_path / "clone", tmp_path / "host"
     shutil.copytree(flake.removeprefix("path:"), clone)
     host.mkdir()
