@@ -1,9 +1,15 @@
-# Dev shells by GPU name: the stack's Python, uv to install the stack's lock with, and the
-# libraries that wheels expect from the system. The wheels themselves do not come from Nix.
+# Dev shells by GPU name: the stack's Python, legacy-cuda and uv to install the stack's lock with, and
+# the libraries that wheels expect from the system. The wheels themselves do not come from Nix.
 { stackFor, devShellNames }:
 pkgs:
 let
   pythonOf = import ./python.nix;
+  # The program alone: its package would bring the libraries of its own Python into PYTHONPATH. It has
+  # nixpkgs' uv with it; that of PyPI does not run on NixOS.
+  legacy-cuda = pkgs.writeShellApplication {
+    name = "legacy-cuda";
+    text = ''exec ${pkgs.lib.getExe (pkgs.callPackage ../pkgs/legacy-cuda/package.nix { })} "$@"'';
+  };
   shell =
     gpu:
     let
@@ -26,6 +32,7 @@ let
       packages = [
         python
         pkgs.uv
+        legacy-cuda
       ];
       env = {
         LEGACY_CUDA_GPU = gpu;

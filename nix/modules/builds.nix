@@ -12,12 +12,13 @@ let
   listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.builds;
 
-  # Of each card what is to be had for it.
+  # Of the cards of a machine what is to be had for them.
   packagesOf =
-    gpu:
-    map (engine: (packaged.packagesFor [ gpu ]).${engine}) (
-      lib.filter (engine: packaged.refusalOf engine [ gpu ] == null) packaged.engines
+    gpus:
+    map (engine: (packaged.packagesFor gpus).${engine}) (
+      lib.filter (engine: packaged.refusalOf engine gpus == null) packaged.engines
     );
+  card = types.enum stacks.devShellNames;
 in
 {
   options.services.legacy-cuda.builds = {
@@ -39,6 +40,15 @@ in
               default = null;
               example = "/var/lib/secrets/ssh";
               description = "The private key for it, a file of this machine.";
+            };
+            publicHostKey = mkOption {
+              type = types.nullOr types.str;
+              default = null;
+              example = "c3NoLWVkMjU1MTkgQUFBQQ==";
+              description = ''
+                Its key, as `base64 -w0 /etc/ssh/ssh_host_ed25519_key.pub` prints it there. Without it root's
+                `known_hosts` has to have it.
+              '';
             };
             maxJobs = mkOption {
               type = types.ints.positive;
@@ -69,7 +79,7 @@ in
     };
 
     serve = listen.options 5000 // {
-      enable = lib.mkEnableOption "handing out this machine's packages to others (nix-serve)";
+      enable = lib.mkEnableOption "handing out this machine's store to all who reach the port (nix-serve)";
 
       secretKeyFile = mkOption {
         type = types.str;
@@ -81,15 +91,19 @@ in
       };
 
       gpus = mkOption {
-        type = types.listOf (types.enum stacks.devShellNames);
+        type = types.listOf (types.either card (types.nonEmptyListOf card));
         default = [ ];
         example = [
-          "p40"
           "k80"
+          [
+            "p100"
+            "p40"
+          ]
         ];
         description = ''
           Cards whose engines are compiled with this machine's configuration and kept, so that the others
-          find them. This machine needs none of the cards.
+          find them: a card, or a list of the cards of one machine, whose packages are other ones where
+          their capabilities differ. This machine needs none of the cards.
         '';
       };
     };
@@ -125,7 +139,7 @@ in
         inherit (cfg.serve) port secretKeyFile;
       };
 
-      system.extraDependencies = lib.concatMap packagesOf cfg.serve.gpus;
+      system.extraDependencies = lib.concatMap (gpus: packagesOf (lib.toList gpus)) cfg.serve.gpus;
 
       # NixOS's module leaves all of it open. The daemon's socket and a port are what it needs.
       systemd.services.nix-serve.serviceConfig =

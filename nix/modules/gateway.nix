@@ -11,8 +11,8 @@ let
   listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.gateway;
   inherit (config.services.legacy-cuda) ollama llama-cpp vllm;
-  # a worker of a cluster answers nobody
-  vllmServes = vllm.enable && vllm.cluster.role != "worker";
+  # What vLLM calls its model; of several names, which are a flag each, it takes the last.
+  served = lib.last (lib.toList (vllm.settings.served-model-name or vllm.model));
   # llama.cpp and vLLM speak the same protocol.
   openai = name: model: service: {
     model_name = name;
@@ -32,7 +32,7 @@ in
   config = mkIf cfg.enable {
     assertions = [
       {
-        assertion = llama-cpp.enable || vllmServes || (ollama.enable && ollama.models != [ ]);
+        assertion = llama-cpp.enable || vllm.serves || (ollama.enable && ollama.models != [ ]);
         message = "services.legacy-cuda.gateway: nothing to offer; switch llama-cpp or vllm on, or ollama with models";
       }
     ];
@@ -51,7 +51,7 @@ in
           }) ollama.models
         )
         ++ lib.optional llama-cpp.enable (openai "llama-cpp" "llama-cpp" llama-cpp)
-        ++ lib.optional vllmServes (openai vllm.model vllm.model vllm);
+        ++ lib.optional vllm.serves (openai served served vllm);
     };
 
     # What NixOS's module leaves open; it needs no device and no privilege.

@@ -236,7 +236,7 @@ in
       readOnly = true;
       default = notes;
       defaultText = lib.literalMD "from the catalog";
-      description = "What to know about these cards; written to /etc/legacy-cuda/notes.";
+      description = "What to know about these cards; written to /etc/legacy-cuda-notes.";
     };
   };
 
@@ -309,7 +309,7 @@ in
       nvidia-container-toolkit.enable = mkIf cfg.containers true;
     };
 
-    environment.etc."legacy-cuda/notes" = mkIf (notes != [ ]) {
+    environment.etc.legacy-cuda-notes = mkIf (notes != [ ]) {
       text = lib.concatMapStrings (note: note + "\n") notes;
     };
 

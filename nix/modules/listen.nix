@@ -1,5 +1,5 @@
 # Where a service listens: its options, and its address for another one on this machine.
-lib: {
+lib: rec {
   options = port: {
     host = lib.mkOption {
       type = lib.types.str;
@@ -14,5 +14,21 @@ lib: {
     };
   };
 
-  at = service: "http://${service.host}:${toString service.port}";
+  # "[::1]:8000": an IPv6 address in brackets
+  address =
+    service:
+    "${
+      if lib.hasInfix ":" service.host then "[${service.host}]" else service.host
+    }:${toString service.port}";
+
+  at = service: "http://${address service}";
+
+  # Nobody else reaches it.
+  isLoopback =
+    service:
+    lib.elem service.host [
+      "127.0.0.1"
+      "::1"
+      "localhost"
+    ];
 }

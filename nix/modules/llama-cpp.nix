@@ -14,6 +14,7 @@ let
   inherit (lib) mkIf mkOption types;
 
   listen = import ./listen.nix lib;
+  notInAHome = import ./homes.nix lib;
   flags = import ./flags.nix lib;
   cfg = config.services.legacy-cuda.llama-cpp;
   inherit (config.hardware.legacy-cuda) gpus;
@@ -92,6 +93,8 @@ in
         assertion = refusal == null;
         message = stacks.sentence refusal;
       }
+      (notInAHome "services.legacy-cuda.llama-cpp.model" cfg.model)
+      (notInAHome "services.legacy-cuda.llama-cpp.modelsDir" cfg.modelsDir)
       {
         assertion = (cfg.model == null) != (cfg.modelsDir == null);
         message = "services.legacy-cuda.llama-cpp: set either model or modelsDir";
@@ -126,11 +129,7 @@ in
       # NixOS's module leaves devices open.
       serviceConfig = {
         DevicePolicy = "closed";
-        DeviceAllow = [
-          "char-nvidiactl"
-          "char-nvidia-frontend"
-          "char-nvidia-uvm"
-        ];
+        DeviceAllow = (import ./hardening.nix).DeviceAllow ++ [ "char-nvidia-uvm rw" ];
         # NixOS's "pid" hides /proc/driver/nvidia. CUDA does not start without it, and llama-server
         # serves from the CPU then.
         ProcSubset = lib.mkForce "all";

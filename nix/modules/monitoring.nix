@@ -18,13 +18,8 @@ let
   listen = import ./listen.nix lib;
   cfg = config.services.legacy-cuda.monitoring;
   inherit (config.hardware.legacy-cuda) gpus powerLimits;
-  isLoopback = lib.elem cfg.host [
-    "127.0.0.1"
-    "::1"
-    "localhost"
-  ];
-  # an IPv6 address in brackets
-  address = "${if lib.hasInfix ":" cfg.host then "[${cfg.host}]" else cfg.host}:${toString cfg.port}";
+  isLoopback = listen.isLoopback cfg;
+  address = listen.address cfg;
 
   # What the program prints, as a file.
   printed =
@@ -70,6 +65,16 @@ in
         message = "services.legacy-cuda.monitoring: hardware.legacy-cuda.gpus is empty";
       }
     ];
+
+    # NixOS's own default
+    warnings =
+      lib.optional
+        (
+          cfg.grafana.enable
+          && !listen.isLoopback cfg.grafana
+          && (config.services.grafana.settings.security.admin_password or "admin") == "admin"
+        )
+        "services.legacy-cuda.monitoring.grafana: reachable from other machines with the account admin and the password admin; set services.grafana.settings.security.admin_password (\"$__file{/path/to/a/file}\")";
 
     services = {
       legacy-cuda.monitoring.prometheus.enable = mkIf cfg.grafana.enable true;
@@ -119,7 +124,8 @@ in
       legacy-cuda-monitor = {
         description = "Metrics of NVIDIA cards for Prometheus";
         wantedBy = [ "multi-user.target" ];
-        # Not the driver: that it does not answer is what this is there to say.
+        # Not the driver: that it does not answer is what this is there to say. It may come later, so its
+        # devices are allowed by their number.
         after = [ "network.target" ];
         # where NixOS has the driver's libraries
         environment.LD_LIBRARY_PATH = "${pkgs.addDriverRunpath.driverLink}/lib";

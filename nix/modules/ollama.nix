@@ -19,6 +19,7 @@ let
     ;
 
   listen = import ./listen.nix lib;
+  notInAHome = import ./homes.nix lib;
   cfg = config.services.legacy-cuda.ollama;
   inherit (config.hardware.legacy-cuda) gpus;
   refusal = if gpus == [ ] then null else packaged.refusalOf "ollama" gpus;
@@ -72,6 +73,7 @@ in
         assertion = refusal == null;
         message = stacks.sentence refusal;
       }
+      (notInAHome "services.legacy-cuda.ollama.modelsDir" cfg.modelsDir)
     ];
 
     services.ollama = mkIf (refusal == null) (

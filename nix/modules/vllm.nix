@@ -14,7 +14,9 @@ let
   inherit (lib) mkIf mkOption types;
 
   listen = import ./listen.nix lib;
+  notInAHome = import ./homes.nix lib;
   flags = import ./flags.nix lib;
+  hardening = import ./hardening.nix;
   cfg = config.services.legacy-cuda.vllm;
   inherit (config.hardware.legacy-cuda) gpus;
   refusal = if gpus == [ ] then null else packaged.refusalOf "vllm" gpus;
@@ -22,6 +24,7 @@ let
 
   inherit (cfg) cluster;
   inCluster = cluster.role != null;
+  # a worker of a cluster answers nobody
   serves = cluster.role != "worker";
   address = "${
     if cluster.role == "head" then cluster.address else cluster.head
@@ -70,7 +73,7 @@ let
     # Triton and Inductor compile.
     path = [ pkgs.stdenv.cc ];
     inherit environment;
-    serviceConfig = import ./hardening.nix // {
+    serviceConfig = hardening // {
       Type = "exec";
       Restart = "on-failure";
       RestartSec = 10;
@@ -80,11 +83,8 @@ let
       CacheDirectory = "legacy-cuda-vllm";
       WorkingDirectory = "/var/lib/legacy-cuda-vllm";
       EnvironmentFile = lib.optional (cfg.environmentFile != null) cfg.environmentFile;
-      DeviceAllow = [
-        "char-nvidiactl rw"
-        "char-nvidia-frontend rw"
-        "char-nvidia-uvm rw"
-      ];
+      # The number of nvidia-uvm is another one at each start; the unit waits for it.
+      DeviceAllow = hardening.DeviceAllow ++ [ "char-nvidia-uvm rw" ];
       # It downloads models and serves them; NCCL lists network interfaces.
       PrivateNetwork = false;
       IPAddressDeny = [ ];
@@ -153,8 +153,18 @@ in
       default = null;
       example = "/var/lib/secrets/vllm";
       description = ''
-        A file with further variables that nobody else is to read, such as `HF_TOKEN` or `VLLM_API_KEY`.
+        A file with further variables that nobody else is to read, such as `HF_TOKEN`. With a
+        `VLLM_API_KEY` in it the gateway and the web UI are not let in: leave that out where vLLM is on
+        loopback.
       '';
+    };
+
+    serves = mkOption {
+      type = types.bool;
+      internal = true;
+      readOnly = true;
+      default = cfg.enable && serves;
+      description = "Whether it answers on this machine.";
     };
 
     cluster = {
@@ -203,6 +213,7 @@ in
         assertion = refusal == null;
         message = stacks.sentence refusal;
       }
+      (notInAHome "services.legacy-cuda.vllm.model" cfg.model)
       {
         assertion = !serves || cfg.model != null;
         message = "services.legacy-cuda.vllm: set model";

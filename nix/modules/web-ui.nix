@@ -17,7 +17,7 @@ let
     vllm
     ;
   # The gateway has everything behind it; vLLM and llama.cpp speak the same protocol.
-  openai = lib.findFirst (service: service.enable) null [
+  openai = lib.findFirst (service: service.serves or service.enable) null [
     gateway
     vllm
     llama-cpp

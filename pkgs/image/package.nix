@@ -5,6 +5,7 @@
   lib,
   dockerTools,
   coreutils,
+  cudaPackages,
   curl,
   callPackage,
   # the engine's name and its package
@@ -63,6 +64,11 @@ dockerTools.streamLayeredImage {
         NVIDIA_DRIVER_CAPABILITIES = "compute,utility";
         LD_LIBRARY_PATH = "/usr/lib64:/usr/lib/x86_64-linux-gnu";
         CUDA_DEVICE_ORDER = "PCI_BUS_ID";
+      }
+      // lib.optionalAttrs (lib.elem "triton" (program.stack.patched or [ ])) {
+        # Triton links what it compiles with the one in here. At run time the driver's own answers, which
+        # LD_LIBRARY_PATH finds first.
+        TRITON_LIBCUDA_PATH = "${lib.getOutput "stubs" cudaPackages.cuda_cudart}/lib/stubs";
       }
       // (settings.environment or { })
     );

@@ -40,9 +40,11 @@ in
       };
   containers = config.hardware.nvidia-container-toolkit.enable;
   inherit (config.hardware.legacy-cuda) notes;
-  notes-file = config.environment.etc."legacy-cuda/notes".text or null;
+  notes-file = config.environment.etc.legacy-cuda-notes.text or null;
+  etc = builtins.attrNames config.environment.etc;
   tmpfiles = config.systemd.tmpfiles.rules;
   inherit (config) users;
+  ssh = config.services.openssh.enable;
   firewall = config.networking.firewall.allowedTCPPorts;
   units = builtins.mapAttrs (_: unit: {
     inherit (unit)

@@ -48,7 +48,7 @@ class Nix:
         whole = f"let nix = {as_nix(ROOT / 'nix')}; in {expression}"
         return self.run("nix-instantiate", "--eval", "--strict", "--json", "--expr", whole)
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -63,7 +63,7 @@ class Nix:
             "XDG_CONFIG_HOME": str(self.folder / "config"),
         }
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+            command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S
         )
 
     def evaluate(self, expression: str) -> Any:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +24,7 @@ from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.catalog.recipes import recipes
 from legacy_cuda.resolve import Stack, resolve
-from tests.nix.nixrun import ROOT, Nix, Outputs, as_nix, without_store
+from tests.nix.nixrun import INPUTS, ROOT, Nix, Outputs, as_nix, without_store
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -267,6 +269,18 @@ def test_lib_needs_no_input(nix: Nix, flake: str) -> None:
     assert json.loads(found) == "kepler"
 
 
+def test_legacy_cuda_in_a_dev_shell(outputs: Outputs) -> None:
+    """It starts the package's program with all of its arguments; nothing else comes with it."""
+    program = without_store(
+        outputs.evaluate(
+            """
+            (builtins.elemAt flake.devShells.x86_64-linux.p40.recorded.packages 2).recorded
+            """
+        )
+    )
+    assert program == {"name": "legacy-cuda", "text": 'exec legacy-cuda/bin/legacy-cuda "$@"'}
+
+
 def test_dev_shells(outputs: Outputs) -> None:
     """What mkShell is called with."""
     shells = without_store(
@@ -287,7 +301,8 @@ def test_dev_shells(outputs: Outputs) -> None:
             }
             assert shells[gpu.name] == {
                 "name": f"legacy-cuda-{gpu.name}",
-                "packages": [python, "uv"],
+                # not its package, whose Python would get into the stack's
+                "packages": [python, "uv", "legacy-cuda"],
                 "env": {
                     "LEGACY_CUDA_GPU": gpu.name,
                     "LEGACY_CUDA_STACK": found["stack"],
@@ -300,7 +315,7 @@ def test_dev_shells(outputs: Outputs) -> None:
 
 
 def test_a_dev_shell_is_entered(nix: Nix, flake: str, stub: tuple[str, ...]) -> None:
-    """``nix develop``, with the machine's bash. Python and uv in it are the stub's: nothing."""
+    """``nix develop``, with the machine's bash. The programs in it are the stub's: nothing."""
     said = nix.flake(
         "develop", f"{flake}#p40", *stub, "--command", "bash", "-c", 'echo "$LEGACY_CUDA_STACK"'
     )
@@ -331,6 +346,33 @@ def test_dev_shell_takes_a_python_that_nixpkgs_has(
         assert "has no Python of the stack pascal" in done.stderr
     else:
         assert json.loads(done.stdout) == chosen
+
+
+def test_a_host_is_begun_from_a_template(
+    nix: Nix, flake: str, stub: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As docs/nix.md says: from a clone, which is locked by its commit; then it is evaluated."""
+    clone, host = tmp_path / "clone", tmp_path / "host"
+    shutil.copytree(flake.removeprefix("path:"), clone)
+    host.mkdir()
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for words in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "-m", "clone")):
+        subprocess.run(["git", *identity, "-C", str(clone), *words], check=True)
+
+    def run(*words: str) -> str:
+        done = nix.run("nix", "--offline", *words, cwd=host)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("flake", "init", "--template", f"git+file://{clone}#p40")
+    own = host / "flake.nix"
+    own.write_text(own.read_text().replace("/srv/legacy-cuda", str(clone)))
+    run("flake", "lock", f"path:{host}")
+    locked = json.loads((host / "flake.lock").read_text())["nodes"]["legacy-cuda"]["locked"]
+    assert len(locked["rev"]) == 40 and locked["url"] == f"file://{clone}"
+    overridden = [f"legacy-cuda/{word}" if word in INPUTS else word for word in stub]
+    port = f"path:{host}#nixosConfigurations.p40.config.services.ollama.port"
+    assert run("eval", port, *overridden, "--no-write-lock-file") == "11434\n"
 
 
 def test_flake_check_and_show(nix: Nix, flake: str, stub: tuple[str, ...]) -> None:

@@ -39,8 +39,9 @@ ENGINES = [engine.name for engine in catalog.engines() if engine.name != "torch"
 HELPERS = f"""
   host = import {as_nix(Path(__file__).parent / "host.nix")};
   machine = module: host (flake.nixpkgs.lib.nixosSystem {{
-    modules = [ flake.nixosModules.default module ];
+    modules = [ flake.nixosModules.default {{ nixpkgs.config.allowUnfree = true; }} module ];
   }});
+  freeMachine = module: host (flake.nixpkgs.lib.nixosSystem {{ modules = [ module ]; }});
 """
 
 
@@ -82,8 +83,22 @@ def test_templates_evaluate(hosts: dict[str, Host], outputs: Outputs) -> None:
         assert host["failed"] == [] and host["warnings"] == []
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_host_writes_nothing_into_the_clone(hosts: dict[str, Host], name: str) -> None:
+    """Else the clone is another one after the first switch, and its hash does not fit."""
+    flake = (ROOT / "nix" / "templates" / name / "flake.nix").read_text()
+    (clone,) = re.findall(r'legacy-cuda\.url = "git\+file://([^"]+)"', flake)
+    docs = (ROOT / "docs" / "nix.md").read_text()
+    assert f'inputs.legacy-cuda.url = "git+file://{clone}"' in docs
+    assert ("legacy-cuda-notes" in hosts[name]["etc"]) is bool(hosts[name]["notes"])
+    written = [f"/etc/{file}" for file in hosts[name]["etc"]]
+    written += [rule.split()[1] for rule in hosts[name]["tmpfiles"]]
+    assert not [path for path in written if f"{path}/".startswith(f"{clone}/")]
+
+
 def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
-    """One test for each template; its machine has the template's units and no driver."""
+    """One test for each template; its machine has the template's units, no driver, and nothing in
+    its units that is made with CUDA: a nixpkgs without unfree packages, as here, refuses that."""
     found = outputs.evaluate(
         f"""
         let
@@ -91,11 +106,10 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
           inherit (flake) checks;
           machines = builtins.mapAttrs (_: check: check.recorded) checks.x86_64-linux;
         in
-        builtins.mapAttrs (_: test: let one = machine test.nodes.machine; in {{
+        builtins.mapAttrs (_: test: let one = freeMachine test.nodes.machine; in {{
           inherit (test) name;
-          inherit (one) failed nvidia containers;
+          inherit (one) failed nvidia containers units;
           web-ui = one.services.open-webui;
-          units = builtins.attrNames one.units;
         }}) machines
         """
     )
@@ -108,6 +122,24 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
         assert one["containers"] is False and one["web-ui"] is None
         guarded = "legacy-cuda-thermal-guard" in one["units"]
         assert guarded is (template in ("p40", "p4-edge"))
+        assert ("legacy-cuda-idle-power" in one["units"]) is (template == "p40")
+
+
+def test_a_package_made_with_cuda_is_refused_without_unfree_ones(outputs: Outputs) -> None:
+    """That the test above can fail."""
+    said = outputs.fails(
+        f"""
+        let {HELPERS} in (freeMachine {{
+          imports = [ flake.nixosModules.hardware ];
+          hardware.legacy-cuda = {{ gpus = [ "p40" ]; idlePower.enable = true; }};
+        }}).units
+        """
+    )
+    assert "Package cuda_nvcc has an unfree license" in said
+
+
+def test_a_host_without_a_display_keeps_its_ssh(hosts: dict[str, Host]) -> None:
+    assert [name for name, host in hosts.items() if host["ssh"]] == ["k80", "p4-edge", "p40"]
 
 
 def test_the_p40_host(hosts: dict[str, Host]) -> None:
@@ -146,11 +178,8 @@ def test_the_p40_host(hosts: dict[str, Host]) -> None:
     )
     guard = without_store(host["units"]["legacy-cuda-thermal-guard"]["serviceConfig"])
     assert guard["ExecStart"].split()[2:] == [f"{pci}=85,180" for pci in gpu.pci_ids]
-    idle = without_store(host["units"]["legacy-cuda-idle-power"]["serviceConfig"])
-    assert idle["ExecStart"].split()[2:] == [
-        "nvidia-pstated/bin/nvidia-pstated",
-        *(f"{pci}=8" for pci in gpu.pci_ids),
-    ]
+    # nobody has built its package yet
+    assert "legacy-cuda-idle-power" not in host["units"]
     monitor = without_store(host["units"]["legacy-cuda-monitor"])
     assert monitor["serviceConfig"]["ExecStart"] == (
         f"legacy-cuda/bin/legacy-cuda monitor --listen 127.0.0.1:{PORT} --power-cap p40=180"
@@ -216,7 +245,7 @@ def test_the_edge_node(hosts: dict[str, Host]) -> None:
 @pytest.fixture(scope="session")
 def more_hosts(outputs: Outputs) -> dict[str, Host]:
     """vLLM by itself, in a cluster's head and in its worker; a machine that builds for others, and
-    one that others build for."""
+    one that others build for; one whose card is put into a state that saves power."""
     found: dict[str, Host] = outputs.evaluate(
         f"""
         let {HELPERS} in builtins.mapAttrs (_: machine) {{
@@ -263,9 +292,13 @@ def more_hosts(outputs: Outputs) -> dict[str, Host]:
               gpus = [ "p40" "k80" ];
             }};
           }};
+          idle.hardware.legacy-cuda = {{ gpus = [ "p40" ]; idlePower.enable = true; }};
           built-for = {{
             services.legacy-cuda.builds = {{
-              machines = [ {{ hostName = "10.0.0.1"; sshUser = "builds"; }} ];
+              machines = [
+                {{ hostName = "10.0.0.1"; sshUser = "builds"; publicHostKey = "a2V5"; }}
+                {{ hostName = "10.0.0.2"; }}
+              ];
               caches."http://example.org:5000" = "builds-1:a2V5";
             }};
           }};
@@ -308,6 +341,56 @@ def test_vllm(more_hosts: dict[str, Host]) -> None:
     (offered,) = host["services"]["litellm"]["settings"]["model_list"]
     assert offered["model_name"] == "Qwen/Qwen3-8B"
     assert offered["litellm_params"]["api_base"] == "http://127.0.0.1:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [("", "q/m"), ('served-model-name = "m";', "m"), ('served-model-name = [ "a" "b" ];', "b")],
+)
+def test_the_gateway_asks_vllm_for_the_name_that_it_serves(
+    outputs: Outputs, settings: str, name: str
+) -> None:
+    host = outputs.evaluate(
+        f"""
+        let {HELPERS} in machine {{
+          hardware.legacy-cuda.gpus = [ "p40" ];
+          services.legacy-cuda = {{
+            gateway.enable = true;
+            vllm = {{ enable = true; model = "q/m"; host = "::1"; settings = {{ {settings} }}; }};
+          }};
+        }}
+        """
+    )
+    (offered,) = host["services"]["litellm"]["settings"]["model_list"]
+    assert offered["model_name"] == name
+    assert offered["litellm_params"]["model"] == f"openai/{name}"
+    assert offered["litellm_params"]["api_base"] == "http://[::1]:8000/v1"
+    # of a flag that is there twice, argparse takes the last
+    flags = words_of(host["units"]["legacy-cuda-vllm"])
+    names = [after for flag, after in itertools.pairwise(flags) if flag == "--served-model-name"]
+    assert (names or ["q/m"])[-1] == name
+
+
+def test_the_web_ui_asks_no_worker(outputs: Outputs) -> None:
+    """A worker of a cluster answers nobody; what else is there is asked."""
+    host = outputs.evaluate(
+        f"""
+        let {HELPERS} in machine {{
+          hardware.legacy-cuda.gpus = [ "p40" ];
+          services.legacy-cuda = {{
+            web-ui.enable = true;
+            llama-cpp = {{ enable = true; host = "::1"; modelsDir = "/srv/models"; }};
+            vllm = {{
+              enable = true;
+              cluster = {{ role = "worker"; address = "10.0.0.2"; head = "10.0.0.1"; }};
+            }};
+          }};
+        }}
+        """
+    )
+    assert host["failed"] == []
+    asked = host["services"]["open-webui"]["environment"]["OPENAI_API_BASE_URL"]
+    assert asked == "http://[::1]:8080/v1"
 
 
 def test_vllm_on_two_machines(more_hosts: dict[str, Host]) -> None:
@@ -397,6 +480,36 @@ def test_monitoring(hosts: dict[str, Host]) -> None:
     assert services["nix-serve"] is None and hosts["k80"]["services"]["prometheus"] is None
 
 
+@pytest.mark.parametrize(
+    ("host", "password", "warned"),
+    [
+        ("127.0.0.1", None, False),
+        ("::1", None, False),
+        ("0.0.0.0", None, True),
+        ("10.0.0.1", "admin", True),
+        ("10.0.0.1", "$__file{/run/keys/grafana}", False),
+    ],
+)
+def test_grafana_for_others_with_its_first_password_is_warned_of(
+    outputs: Outputs, host: str, password: str | None, warned: bool
+) -> None:
+    chosen = "" if password is None else f"admin_password = {json.dumps(password)};"
+    warnings = outputs.evaluate(
+        f"""
+        let {HELPERS} in (machine {{
+          hardware.legacy-cuda.gpus = [ "p40" ];
+          services.legacy-cuda.monitoring = {{
+            enable = true;
+            grafana = {{ enable = true; host = "{host}"; }};
+          }};
+          services.grafana.settings.security = {{ {chosen} }};
+        }}).warnings
+        """
+    )
+    assert len(warnings) == (1 if warned else 0)
+    assert not warned or "security.admin_password" in warnings[0]
+
+
 def test_grafana_gets_a_key_of_its_own(tmp_path: Path, hosts: dict[str, Host]) -> None:
     """Made once, for nobody else to read."""
     key = tmp_path / "key"
@@ -444,7 +557,8 @@ def test_builds(more_hosts: dict[str, Host]) -> None:
         ]
     )
     assert builder["nvidia"] is None and builder["nix"]["buildMachines"] == []
-    (machine,) = other["nix"]["buildMachines"]
+    machine, unknown = other["nix"]["buildMachines"]
+    assert (machine["publicHostKey"], unknown["publicHostKey"]) == ("a2V5", None)
     assert other["nix"]["distributedBuilds"] is True
     assert machine["hostName"] == "10.0.0.1" and machine["systems"] == ["x86_64-linux"]
     # what PyTorch's and vLLM's packages ask for
@@ -452,6 +566,51 @@ def test_builds(more_hosts: dict[str, Host]) -> None:
     assert other["nix"]["settings"]["builders-use-substitutes"] is True
     assert "http://example.org:5000" in other["nix"]["settings"]["substituters"]
     assert "builds-1:a2V5" in other["nix"]["settings"]["trusted-public-keys"]
+
+
+def test_what_is_built_is_what_a_machine_with_these_cards_takes(outputs: Outputs) -> None:
+    """Cards of one machine with different capabilities have packages of their own."""
+    built, taken, alone = outputs.evaluate(
+        """
+        let
+          evaluate = module: (flake.nixpkgs.lib.nixosSystem {
+            modules = [ flake.nixosModules.default module ];
+          }).config;
+          built = (evaluate {
+            services.legacy-cuda.builds.serve = {
+              enable = true;
+              secretKeyFile = "/run/keys/builds";
+              gpus = [ [ "p100" "p40" ] "p40" ];
+            };
+          }).system.extraDependencies;
+          capabilities = package: package.recorded.cudaPackages.config.cudaCapabilities;
+          taken = (evaluate {
+            hardware.legacy-cuda.gpus = [ "p40" "p100" ];
+          }).services.legacy-cuda.llama-cpp.package;
+        in
+        [
+          (map capabilities (builtins.filter (package: package.name == "llama-cpp") built))
+          (capabilities taken)
+          (capabilities (flake.lib.packagesFor [ "p40" ]).llama-cpp)
+        ]
+        """
+    )
+    assert built == [taken, alone] == [["6.0", "6.1"], ["6.1"]]
+
+
+@pytest.mark.parametrize("cards", ['[ "p41" ]', '[ [ "p40" "p41" ] ]', "[ [ ] ]"])
+def test_cards_to_build_for_that_are_none(outputs: Outputs, cards: str) -> None:
+    said = outputs.fails(
+        f"""
+        (flake.nixpkgs.lib.nixosSystem {{
+          modules = [
+            flake.nixosModules.builds
+            {{ services.legacy-cuda.builds.serve.gpus = {cards}; }}
+          ];
+        }}).config.services.legacy-cuda.builds.serve.gpus
+        """
+    )
+    assert "services.legacy-cuda.builds.serve.gpus" in said and "is not of type" in said
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -518,6 +677,23 @@ def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
             unit = host["units"][name]
             assert unit["requires"] == ["legacy-cuda-ready.service"]
             assert "legacy-cuda-ready.service" in unit["after"]
+
+
+def test_the_exporter_reaches_a_driver_that_comes_later(
+    hosts: dict[str, Host], more_hosts: dict[str, Host]
+) -> None:
+    """systemd looks the name of a device up once, when the unit starts, so a unit that names one
+    has to start after the driver."""
+    found = {}
+    for host in (*hosts.values(), *more_hosts.values()):
+        for name, unit in host["units"].items():
+            allowed = unit["serviceConfig"].get("DeviceAllow", [])
+            if name.startswith(("legacy-cuda-", "llama-cpp")) and allowed:
+                by_name = [one for one in allowed if not re.match(r"char-[0-9]+ rw$", one)]
+                found[name] = by_name
+                assert not by_name or "legacy-cuda-ready.service" in unit["after"], name
+    assert found["legacy-cuda-monitor"] == []
+    assert found["llama-cpp"] == found["legacy-cuda-vllm"] == ["char-nvidia-uvm rw"]
 
 
 # Every card ---------------------------------------------------------------------------------------
@@ -647,6 +823,19 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
             " services.legacy-cuda.llama-cpp.enable = true; }",
             "set either model or modelsDir",
         ),
+        *(
+            (
+                f'{{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda.{engine} ='
+                f' {{ enable = true; {option} = "{path}"; }}; }}',
+                f"services.legacy-cuda.{engine}.{option}: services do not see /home and /root",
+            )
+            for engine, option, path in [
+                ("vllm", "model", "/home/user/model"),
+                ("llama-cpp", "model", "/root/user/model.gguf"),
+                ("llama-cpp", "modelsDir", "/home/user"),
+                ("ollama", "modelsDir", "/home/user/models"),
+            ]
+        ),
         (
             '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda.web-ui.enable = true; }',
             "no engine of services.legacy-cuda is switched on",
@@ -655,6 +844,12 @@ def test_cards_together(outputs: Outputs, tmp_path: Path, gpus: list[str]) -> No
         (
             '{ hardware.legacy-cuda.gpus = [ "k40" "h100" ]; }',
             "no driver that NixOS has serves k40, h100 in one machine",
+        ),
+        (
+            '{ hardware.legacy-cuda.gpus = [ "p40" ]; services.legacy-cuda = {'
+            " web-ui.enable = true; vllm = { enable = true;"
+            ' cluster = { role = "worker"; address = "a"; head = "b"; }; }; }; }',
+            "no engine of services.legacy-cuda is switched on",
         ),
         (
             '{ hardware.legacy-cuda.gpus = [ "p40" ];'
@@ -939,6 +1134,14 @@ def test_idle_power(tmp_path: Path, smi: Path, states: list[str], said: str | No
     else:
         assert done.returncode == 0, done.stderr
         assert calls.read_text() == f"{said}\n"
+
+
+def test_idle_power_of_a_p40(more_hosts: dict[str, Host]) -> None:
+    unit = without_store(more_hosts["idle"]["units"]["legacy-cuda-idle-power"])
+    assert unit["serviceConfig"]["ExecStart"].split()[2:] == [
+        "nvidia-pstated/bin/nvidia-pstated",
+        *(f"{pci}=8" for pci in catalog.find_gpu("p40").pci_ids),
+    ]
 
 
 def test_idle_power_is_never_for_a_k80_by_itself(outputs: Outputs) -> None:

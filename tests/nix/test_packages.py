@@ -435,6 +435,21 @@ def test_images(packages: Packages) -> None:
         assert config["ExposedPorts"] == ports[labels["dev.legacy-cuda.engine"]]
 
 
+def test_triton_in_an_image_is_linked_without_the_driver(packages: Packages) -> None:
+    """Its wrapper's folder is NixOS's, which a container has not."""
+    folders = {}
+    for name, image in packages.items():
+        if name.startswith("image-"):
+            variables = dict(line.split("=", 1) for line in image["config"]["Env"])
+            folders[name.removeprefix("image-")] = variables.get("TRITON_LIBCUDA_PATH")
+    assert folders["p40-torch"] == folders["p40-vllm"] == "/cuda_cudart-stubs-12.6/lib/stubs"
+    assert folders["v100-torch"] == "/cuda_cudart-stubs-12.8/lib/stubs"
+    # no Triton has code for the one, and the others have no Triton
+    assert {folders[name] for name in ("k80-torch", "p40-ollama", "p40-llama-cpp")} == {None}
+    # what the image says wins over what the wrapper of the wheels says
+    assert "--set-default TRITON_LIBCUDA_PATH " in packages["wheels-p40"]["script"]
+
+
 def test_compose_files(outputs: Outputs, packages: Packages) -> None:
     """Beside each image: its name, its ports on loopback, the cards."""
     files = outputs.evaluate(
@@ -533,7 +548,10 @@ def test_the_script_that_installs_wheels(outputs: Outputs, tmp_path: Path) -> No
     made = outputs.evaluate(
         f"""
         let
-          pkgs = flake.nixpkgs.legacyPackages.x86_64-linux;
+          pkgs = import flake.nixpkgs {{
+            system = "x86_64-linux";
+            config.allowUnfree = true;
+          }};
           python = {{
             type = "derivation";
             outPath = {json.dumps(sys.prefix)};

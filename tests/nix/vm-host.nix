@@ -42,6 +42,9 @@ in
     # no unfree package and no compiler: these tests are about the units
     services.legacy-cuda.ollama.package = lib.mkDefault pkgs.ollama;
     services.legacy-cuda.llama-cpp.package = lib.mkDefault pkgs.llama-cpp;
+    hardware.legacy-cuda.idlePower.package = lib.mkDefault (
+      pkgs.writeShellScriptBin "nvidia-pstated" "exec ${pkgs.coreutils}/bin/sleep infinity"
+    );
 
     fileSystems = lib.mkForce { };
     boot.loader.systemd-boot.enable = lib.mkForce false;

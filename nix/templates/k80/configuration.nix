@@ -9,7 +9,14 @@
     settings.ctx-size = 4096;
   };
 
-  # Yours instead of these, from nixos-generate-config.
+  # Yours instead of these, from nixos-generate-config, and your users, SSH keys and network: this file
+  # has none, and after a switch to it alone nobody gets in over the network.
+  services.openssh.enable = true;
+  # users.users.you = {
+  #   isNormalUser = true;
+  #   extraGroups = [ "wheel" ];
+  #   openssh.authorizedKeys.keys = [ "ssh-ed25519 AAAA... you@desk" ];
+  # };
   networking.hostName = "k80";
   boot.loader.systemd-boot.enable = true;
   fileSystems."/" = {

@@ -2,8 +2,8 @@
   description = "A box with a Tesla K80: llama.cpp on both dies, with the last driver for Kepler";
 
   inputs = {
-    # Where your copy of legacy-cuda is.
-    legacy-cuda.url = "path:/etc/legacy-cuda";
+    # Where your clone of legacy-cuda is. After a change there: nix flake update legacy-cuda
+    legacy-cuda.url = "git+file:///srv/legacy-cuda";
     nixpkgs.follows = "legacy-cuda/nixpkgs";
   };
 

@@ -5,7 +5,7 @@
     # of 250: cooler, and hardly slower where memory is the limit
     powerLimits.p40 = 180;
     thermalGuard.enable = true;
-    idlePower.enable = true;
+    # idlePower.enable = true; # built by nobody yet: try it when the rest runs
   };
 
   services.legacy-cuda = {
@@ -21,7 +21,14 @@
     };
   };
 
-  # Yours instead of these, from nixos-generate-config.
+  # Yours instead of these, from nixos-generate-config, and your users, SSH keys and network: this file
+  # has none, and after a switch to it alone nobody gets in over the network.
+  services.openssh.enable = true;
+  # users.users.you = {
+  #   isNormalUser = true;
+  #   extraGroups = [ "wheel" ];
+  #   openssh.authorizedKeys.keys = [ "ssh-ed25519 AAAA... you@desk" ];
+  # };
   networking.hostName = "p40";
   boot.loader.systemd-boot.enable = true;
   fileSystems."/" = {

@@ -20,7 +20,7 @@
     web-ui.enable = true;
   };
 
-  # Yours instead of these, from nixos-generate-config.
+  # Yours instead of these, from nixos-generate-config, and your users and network: this file has none.
   networking.hostName = "p4000-gtx1060";
   boot.loader.systemd-boot.enable = true;
   fileSystems."/" = {

@@ -12,14 +12,23 @@ let
   tooOld = builtins.filter (capability: lib.versionOlder (newest capability) version) (
     config.cudaCapabilities or [ ]
   );
-  # all in one output
-  member = name: {
-    type = "derivation";
-    inherit name;
-    outPath = "/${name}-${version}";
-    outputs = [ "out" ];
-    out = "/${name}-${version}";
-  };
+  # All in one output. It is not free software, so nixpkgs has to be asked for it in so many words.
+  member =
+    name:
+    let
+      path =
+        if config.allowUnfree or false then
+          "/${name}-${version}"
+        else
+          throw "Package ${name} has an unfree license";
+    in
+    {
+      type = "derivation";
+      inherit name;
+      outPath = path;
+      outputs = [ "out" ];
+      out = path;
+    };
   digits = capability: builtins.replaceStrings [ "." ] [ "" ] capability;
 in
 {
@@ -27,7 +36,9 @@ in
   cudaMajorMinorVersion = version;
   cuda_nvcc = member "cuda_nvcc";
   cuda_cccl = member "cuda_cccl";
-  cuda_cudart = member "cuda_cudart";
+  cuda_cudart = member "cuda_cudart" // {
+    stubs = member "cuda_cudart-stubs";
+  };
   cuda_nvml_dev = member "cuda_nvml_dev";
   cuda_nvrtc = member "cuda_nvrtc";
   cuda_nvtx = member "cuda_nvtx";

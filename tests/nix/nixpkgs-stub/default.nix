@@ -195,8 +195,12 @@ let
           given:
           let
             arguments = if builtins.isFunction given then given arguments else given;
+            inputs = arguments.nativeBuildInputs or [ ] ++ arguments.buildInputs or [ ];
           in
-          record (arguments.name or arguments.pname) arguments // arguments.passthru or { };
+          # there is no package without those that it is made with
+          builtins.seq (toString inputs) (
+            record (arguments.name or arguments.pname) arguments // arguments.passthru or { }
+          );
         cc = plain "gcc-wrapper" // {
           cc = plain "gcc" // {
             lib = plain "gcc-lib";

@@ -1,5 +1,5 @@
 # The functions of nixpkgs' lib that the flake uses, and a small module system. The tests run with the
-# real lib as well where LEGACY_CUDA_NIXPKGS_LIB names one.
+# real lib as well where LEGACY_CUDA_NIXPKGS names a checkout.
 let
   inherit (builtins)
     all
@@ -192,6 +192,20 @@ let
     raw = simple "raw value" (_: true);
     enum =
       values: simple "one of ${concatStringsSep ", " (map toString values)}" (value: elem value values);
+    nonEmptyListOf =
+      type:
+      listOf type
+      // {
+        name = "non-empty list of ${type.name}";
+        check = value: isList value && value != [ ];
+      };
+    either = one: other: {
+      _type = "option-type";
+      name = "${one.name} or ${other.name}";
+      check = value: one.check value || other.check value;
+      merge =
+        place: values: if all one.check values then one.merge place values else other.merge place values;
+    };
     nullOr = type: {
       _type = "option-type";
       name = "null or ${type.name}";
@@ -365,6 +379,7 @@ let
     literalMD = text: text;
     literalExpression = text: text;
 
+    toList = value: if isList value then value else [ value ];
     last = list: elemAt list (length list - 1);
     sort = builtins.sort;
     optionals = condition: list: if condition then list else [ ];
@@ -389,6 +404,7 @@ let
     getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
     getExe' = package: name: "${package}/bin/${name}";
     getLib = package: package.lib or package;
+    getOutput = output: package: package.${output} or package.out or package;
     licenses = genAttrs [ "asl20" "gpl3Only" "mit" "unfree" ] (name: name);
     sourceTypes.binaryNativeCode = "binaryNativeCode";
   };

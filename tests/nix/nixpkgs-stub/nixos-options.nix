@@ -96,6 +96,7 @@ in
     services = {
       acpid.enable = off;
       dbus.packages = list;
+      openssh.enable = off;
       udev.extraRules = lines;
       xserver = {
         enable = off;

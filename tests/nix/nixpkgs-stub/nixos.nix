@@ -3,7 +3,8 @@
   lib,
   system,
   modules,
-  pkgs ? import ./. { inherit system; },
+  # null: nixpkgs as the modules configure it
+  pkgs ? null,
   # the options of 26.05, or those of later
   later ? false,
 }:
@@ -16,7 +17,14 @@ let
       })
     ]
     ++ modules;
-    specialArgs = { inherit pkgs; };
+    specialArgs.pkgs =
+      if pkgs != null then
+        pkgs
+      else
+        import ./. {
+          inherit system;
+          inherit (evaluated.config.nixpkgs) config;
+        };
   };
 in
-evaluated // { inherit pkgs; }
+evaluated

@@ -9,6 +9,7 @@
       })
     ];
     vmHost.pciId = "0x1B3810DE";
+    hardware.legacy-cuda.idlePower.enable = true;
   };
   testScript = ''
     def driver():
@@ -32,6 +33,9 @@
         machine.wait_until_succeeds("grep -- '--power-limit=125.00' /run/stand-in/calls")
         machine.succeed("echo 60 > /run/stand-in/degrees")
         machine.wait_until_succeeds("grep -- '--power-limit=250.00' /run/stand-in/calls")
+
+    with subtest("the daemon for idle cards is started for the card"):
+        machine.wait_for_unit("legacy-cuda-idle-power.service")
 
     with subtest("the exporter says that no driver answers, and Prometheus reads it"):
         machine.wait_for_open_port(9835)
