@@ -277,6 +277,15 @@ def test_vllm_is_set_up_or_refused(variables: dict[str, str], tmp_path: Path) ->
     assert done.returncode == 1 and "MiB are missing" in done.stderr
     done = asked("p40,p100")
     assert done.returncode == 2 and "one kind" in done.stderr
+    model_files.folder(plain := tmp_path / "plain")
+    service = run(
+        variables, str(plain), "--gpu", "2xp40", "--program", str(program), "--systemd"
+    ).stdout
+    # gloo lists the interfaces, and on the network's own address nothing would reach it
+    assert "\nRestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK\n" in service
+    assert "\nIPAddressAllow=localhost\n" in service
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        assert f"\nEnvironment={name}=lo\n" in service
     (folder / "model.safetensors").write_bytes(b"\xff" * 8)
     done = run(variables, str(folder), "--gpu", "p40", "--program", str(program), "--json")
     assert done.returncode == 2 and "is not served" in done.stderr

@@ -378,7 +378,7 @@ def _printed(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
     Raises:
         ValueError: a word has a line break in it.
     """
-    from legacy_cuda.engines import unit
+    from legacy_cuda.engines import unit, vllm
 
     if arguments.json:
         content: dict[str, Any] = {
@@ -402,6 +402,7 @@ def _printed(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
             readable=service.readable,
             loopback=service.loopback,
             cache=f"legacy-cuda-{service.engine}" if service.writes else "",
+            families=vllm.FAMILIES if service.engine == vllm.NAME else (),
         )
     if arguments.drop_in or arguments.merged:
         return _drop_in(arguments, service, cards)

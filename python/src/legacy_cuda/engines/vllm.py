@@ -22,6 +22,8 @@ from legacy_cuda.planner.plan import MIB, Device
 NAME = PROGRAM = "vllm"
 HEALTH = "/health"
 METRICS = "/metrics"
+#: Of addresses, that its processes need beside the internet's: gloo and NCCL list the interfaces.
+FAMILIES = ("AF_NETLINK",)
 _MOST = 0.95  # of a GPU's memory
 _BLOCK = 16  # tokens that its cache is allocated in, its default
 _ACTIVATIONS = 0.1  # of its share, for what a batch needs: a guess, vLLM measures it
