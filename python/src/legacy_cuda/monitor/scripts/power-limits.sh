@@ -6,8 +6,9 @@ for item in "$@"; do
   watts[${item%=*}]=${item#*=}
 done
 
-cards=$("$smi" --query-gpu=index,pci.device_id --format=csv,noheader)
 status=0
+# It ends with an error when a card is lost, and lists the others all the same.
+cards=$("$smi" --query-gpu=index,pci.device_id --format=csv,noheader) || status=1
 # "0, 0x1B3810DE": the number of the device, then that of the vendor
 while IFS=', ' read -r index id; do
   id=${id,,}
