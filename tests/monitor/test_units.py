@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import legacy_cuda
 from legacy_cuda.cli import main
 
 PRINTED = {
@@ -57,6 +58,16 @@ def test_what_the_scripts_are_given(capsys: pytest.CaptureFixture[str]) -> None:
     for text in (printed(capsys, kind, *PRINTED[kind])[0] for kind in PRINTED):
         (script,) = re.findall(r"^BindReadOnlyPaths=(\S+\.sh)$", text, re.M) or ["-"]
         assert script == "-" or (Path(script).is_file() and script in command(text))
+
+
+def test_the_exporter_sees_its_package_and_the_names_of_processes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text, _ = printed(capsys, "exporter")
+    bound = [Path(path) for path in re.findall(r"^BindReadOnlyPaths=(.*)$", text, re.M)]
+    package = Path(legacy_cuda.__file__)
+    assert any(package.is_relative_to(path) for path in bound)
+    assert "\nProtectProc=default\n" in text
 
 
 def test_a_k80_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,6 +167,7 @@ def _print_data(arguments: argparse.Namespace) -> int:
 
 def _print_unit(arguments: argparse.Namespace) -> int:
     """A service on standard output, what there is to say of it on standard error."""
+    import legacy_cuda
     from legacy_cuda.catalog.alerts import alerts
     from legacy_cuda.cli.serve import readable
     from legacy_cuda.monitor import units
@@ -180,7 +181,9 @@ def _print_unit(arguments: argparse.Namespace) -> int:
         command += ["--interval", f"{arguments.interval:g}"]
         command += [word for text in arguments.power_cap for word in ("--power-cap", text)]
         command += [word for text in arguments.engines for word in ("--engine", text)]
-        text = units.exporter(command, readable(python, []), host in LOOPBACK)
+        # a checkout's package is outside of the environment
+        package = Path(legacy_cuda.__file__).parents[1]
+        text = units.exporter(command, readable(python, [package]), host in LOOPBACK)
     elif arguments.systemd == "resume":
         text = units.resume(arguments.unit or ["ollama.service"])
     elif arguments.systemd == "power-cap":
