@@ -110,13 +110,22 @@ def test_what_lies_on_the_gpus() -> None:
     reading = reading_of(Engine("llama-server", "u"), b"", LLAMA)
     assert on_gpus(reading, [gpu(named("llama-server")), gpu(named("Xorg"))]) == 5_000
     assert on_gpus(reading, [gpu(named("python3"))]) == 0
-    assert on_gpus(reading, []) == 0
+    assert on_gpus(reading, []) is None  # no driver
     assert on_gpus(reading, [gpu(named(None))]) is None
     assert on_gpus(reading, [Device(0)]) is None
     assert on_gpus(reading, [gpu(named("llama-server", None))]) is None
     model = {**MODEL, "size_vram": 2_000}
     said = reading_of(Engine("ollama", "u"), b"", {"models": [MODEL, model]})
     assert on_gpus(said, []) == 2_000  # one name, said twice: the last
+
+
+def test_two_engines_of_a_kind_are_not_told_apart() -> None:
+    two = [reading_of(Engine("llama-server", url), b"", LLAMA) for url in ("http://a:1", "http://b:1")]
+    card = gpu(named("llama-server"))
+    assert "engine_gpu_memory_bytes{" in render(families(two[:1], [card])).decode()
+    assert "engine_gpu_memory_bytes{" not in render(families(two, [card])).decode()
+    ollamas = [reading_of(Engine("ollama", url), b"", {"models": [MODEL]}) for url in ("a", "b")]
+    assert render(families(ollamas, [card])).decode().count("engine_gpu_memory_bytes{") == 2
 
 
 def test_engines_in_the_page(server: ThreadingHTTPServer) -> None:

@@ -88,6 +88,7 @@ def exporter(command: Sequence[str], readable: Sequence[Path], loopback: bool) -
         "Type": "exec", "DynamicUser": True, "Restart": "always", "RestartSec": 10,
         "PrivateNetwork": False, "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX",
         "IPAddressAllow": "localhost", "MemoryDenyWriteExecute": False,
+        "ProtectProc": "default",  # the names of the processes that use the cards
     }  # fmt: skip
     if not loopback:
         service["IPAddressDeny"] = ""
