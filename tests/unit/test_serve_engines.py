@@ -202,6 +202,15 @@ def test_what_is_refused(variables: dict[str, str], machine: Path) -> None:
     assert done.returncode == 1 and "vllm is refused on v100" in done.stderr
     done = run(variables, "m.gguf", "--gpu", "p40", "--drop-in")
     assert done.returncode == 2 and "--systemd" in done.stderr
+    done = run(variables, "hermes3:8b", "--engine", "ollama", "--gpu", "p40", "--systemd")
+    assert done.returncode == 2 and "--drop-in" in done.stderr
+
+
+def test_open_webui_listens_on_loopback(variables: dict[str, str], machine: Path) -> None:
+    asked = ["hermes3:8b", "--engine", "ollama", "--gpu", "p40", "--open-webui"]
+    done = run(variables, *asked, "--program", str(machine / "usr" / "bin" / "ollama"))
+    command = done.stdout.splitlines()[0]
+    assert command == "# open-webui serve --host 127.0.0.1 --port 3000"
 
 
 @pytest.mark.parametrize(

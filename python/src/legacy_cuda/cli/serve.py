@@ -117,6 +117,12 @@ def run(arguments: argparse.Namespace) -> int:
             "a drop-in is for the service of Ollama, which it brings itself",
             next_step="--systemd prints a service",
         )
+    if arguments.systemd and arguments.engine == "ollama":
+        raise UserError(
+            "Ollama brings a service of its own",
+            "another one would have a folder of models of its own, without a model in it",
+            "--drop-in prints what that service is to have",
+        )
     from legacy_cuda.cli.resolve import chosen_gpus
 
     cards = chosen_gpus(arguments.gpu or [])
@@ -517,7 +523,9 @@ def _gateway(arguments: argparse.Namespace, service: Service) -> str:
             )
         endpoints.append(gateway.Endpoint(engine, name.removeprefix("ollama/"), url.rstrip("/")))
     if arguments.open_webui:
-        return unit.environment_file(gateway.open_webui(endpoints), ["open-webui", "serve"])
+        # by itself it listens on every address
+        command = ["open-webui", "serve", "--host", "127.0.0.1", "--port", "3000"]
+        return unit.environment_file(gateway.open_webui(endpoints), command)
     return compose.text(
         gateway.litellm(endpoints),
         ["LITELLM_MASTER_KEY=sk-... litellm --config FILE --host 127.0.0.1"],
