@@ -73,18 +73,23 @@ def test_what_root_runs_is_in_the_unit(kind: str, capsys: pytest.CaptureFixture[
     name = {"power-cap": "power-limits"}.get(kind, kind)
     script = (units.SCRIPTS / f"{name}.sh").read_text().splitlines()
     code = [line.strip() for line in script if not line.strip().startswith("#")]
-    # systemd drops the indent of a line that goes on
+    # a line that goes on has a space more
     assert [line.strip() for line in words[words.index("-c") + 1].splitlines() if line.strip()] == [
         line for line in code if line
     ]
     subprocess.run(["bash", "-n", "-c", words[words.index("-c") + 1]], check=True)
 
 
+def test_limits_want_persistence(capsys: pytest.CaptureFixture[str]) -> None:
+    text, _ = printed(capsys, "power-cap", *PRINTED["power-cap"])
+    assert "\nWants=nvidia-persistenced.service\n" in text.split("[Service]")[0]
+
+
 def test_the_command_sets_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
         '#!/bin/sh\ncase "$*" in\n'
-        f"  *power-limit=*) echo $* >> {tmp_path}/calls ;;\n  *) echo '0, 0x1B3810DE' ;;\nesac\n"
+        f"  *power-limit=*) echo $* >> {tmp_path}/calls ;;\n  *) echo '0, 0x1B3810DE, Enabled' ;;\nesac\n"
     )
     smi.chmod(0o755)
     words = command(printed(capsys, "power-cap", *PRINTED["power-cap"])[0])

@@ -887,6 +887,11 @@ def smi(tmp_path: Path) -> Path:
     echo "1, 0x1B3810DE, [N/A], [N/A], [N/A], [N/A]"
     echo "2, 0x1BB310DE, 99, 75.00, 60.00, 75.00"
     ;;
+  *persistence_mode*)
+    mode=Enabled
+    [ ! -e {tmp_path}/lets-go ] || mode=Disabled
+    echo "0, 0x1B3810DE, $mode"; echo "1, 0x1B3810DE, $mode"; echo "2, 0x1BB310DE, $mode"
+    ;;
   *) echo "0, 0x1B3810DE"; echo "1, 0x1B3810DE"; echo "2, 0x1BB310DE" ;;
 esac
 case "$*" in
@@ -923,6 +928,16 @@ def test_cards_that_cannot_be_listed_fail_the_unit(tmp_path: Path) -> None:
     program(tmp_path / "bin", "nvidia-smi", "exit 9\n")
     arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180"]
     assert subprocess.run(command("power-limits.sh", *arguments), timeout=20).returncode == 1
+
+
+def test_a_limit_that_will_be_lost_fails_the_unit(tmp_path: Path, smi: Path) -> None:
+    (tmp_path / "lets-go").touch()
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1bb3=60"]
+    done = subprocess.run(
+        command("power-limits.sh", *arguments), capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 1 and "card 2: persistence mode is off" in done.stderr
+    assert smi.read_text() == "--id=2 --power-limit=60\n" and "card 0" not in done.stderr
 
 
 def test_power_limits_beside_a_card_that_is_lost(tmp_path: Path, smi: Path) -> None:

@@ -22,6 +22,7 @@ else:
 SCRIPTS = Path(__file__).with_name("scripts")
 KINDS = ("exporter", "power-cap", "thermal-guard", "resume")
 SMI = "/usr/bin/nvidia-smi"
+_PERSISTENCE = "nvidia-persistenced.service"
 _SLEEPS = [
     "suspend.target",
     "hibernate.target",
@@ -66,6 +67,7 @@ def _unit(
     after: Sequence[str],
     wanted_by: Sequence[str],
     readable: Sequence[Path] = (),
+    wants: Sequence[str] = (),
 ) -> str:
     """A service; ``service`` is set over what scripts/hardening.toml has.
 
@@ -77,8 +79,9 @@ def _unit(
     hardening["ProtectHome"] = "tmpfs"
     found = {"ExecStart": f":{command}", **hardening, **service}
     found["BindReadOnlyPaths"] = [quoted_path(path) for path in readable]
-    lines = ["[Unit]", f"Description={title}", f"After={' '.join(after)}", "", "[Service]"]
-    lines += [*_lines(found), "", "[Install]", f"WantedBy={' '.join(wanted_by)}"]
+    lines = ["[Unit]", f"Description={title}", f"After={' '.join(after)}"]
+    lines += [f"Wants={name}" for name in wants]
+    lines += ["", "[Service]", *_lines(found), "", "[Install]", f"WantedBy={' '.join(wanted_by)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -124,7 +127,7 @@ def power_cap(arguments: Sequence[str]) -> str:
     service = {"Type": "oneshot", "RemainAfterExit": True, "CapabilityBoundingSet": "CAP_SYS_ADMIN"}
     return _unit(
         "Power limits of NVIDIA cards", _script("power-limits", [SMI, *arguments]), service,
-        ["nvidia-persistenced.service"], ["multi-user.target"],
+        [_PERSISTENCE], ["multi-user.target"], wants=[_PERSISTENCE],
     )  # fmt: skip
 
 
@@ -134,7 +137,7 @@ def thermal_guard(arguments: Sequence[str]) -> str:
     return _unit(
         "Power limits of NVIDIA cards that are too hot",
         _script("thermal-guard", [SMI, *arguments]), service,
-        ["nvidia-persistenced.service", "legacy-cuda-power-cap.service"], ["multi-user.target"],
+        [_PERSISTENCE, "legacy-cuda-power-cap.service"], ["multi-user.target"],
     )  # fmt: skip
 
 
