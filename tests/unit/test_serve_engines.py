@@ -349,6 +349,40 @@ def test_a_compose_file_mounts_what_is_read_and_nothing_to_write() -> None:
     assert "entrypoint" not in one and "deploy" not in one and found["volumes"] == {"data": {}}
 
 
+def test_several_gpus_need_shared_memory_and_localhost_is_an_address() -> None:
+    found = compose.document(
+        service(address=Address("localhost")), serving.image("vllm"), 2, ["true"]
+    )
+    (one,) = found["services"].values()
+    assert one["shm_size"] == "1gb" and one["ports"] == ["127.0.0.1:8080:8080"]
+    (one,) = compose.document(service(), serving.image("vllm"), 1, ["true"])["services"].values()
+    assert "shm_size" not in one
+
+
+def test_a_python_of_the_system_is_in_no_container(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "e" / "bin").mkdir(parents=True)
+    (tmp_path / "e" / "pyvenv.cfg").touch()
+    program = tmp_path / "e" / "bin" / "llama-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(model_files.llama())
+    python = program.with_name("python")
+    asked = [str(model), "--gpu", "p40", "--program", str(program), "--compose"]
+    python.symlink_to("/usr/bin/python3")
+    done = run(variables, *asked)
+    assert done.returncode == 2 and "--systemd" in done.stderr and not done.stdout
+    python.unlink()
+    own = tmp_path / "own" / "bin" / "python3"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    python.symlink_to(own)
+    done = run(variables, *asked)
+    assert done.returncode == 0 and str(tmp_path / "own") in done.stdout
+
+
 def test_options_for_nixos() -> None:
     found = nixos.llama_cpp(["p40"], service(), "/m$x.gguf")
     options = found["services.legacy-cuda.llama-cpp"]

@@ -471,6 +471,16 @@ def _compose(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
     from legacy_cuda.engines import Address, compose
 
     found = image(service.engine)
+    program = Path(service.command[0])
+    python = (program.parent / "python").resolve()
+    in_environment = (program.parent.parent / "pyvenv.cfg").is_file()
+    if found.mounted and in_environment and python.is_relative_to("/usr"):
+        raise UserError(
+            f"the environment of {program} runs with {python}, which the image does not have",
+            "the folders of a container's own system are not mounted over",
+            "--systemd prints a service; or make the environment with a Python that is not the "
+            "system's: legacy-cuda up with --python and a version for uv to download",
+        )
     inside = Address("0.0.0.0", service.address.port)
     words = list(service.command)
     environment = dict(service.environment)
