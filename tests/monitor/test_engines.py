@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legacy_cuda.engines.run import fetched
 from legacy_cuda.monitor import engines
 from legacy_cuda.monitor.asking import Asking, ask
 from legacy_cuda.monitor.engines import Engine, counts_of, families, on_gpus, reading_of
@@ -153,6 +154,21 @@ def test_engines_in_the_page(server: ThreadingHTTPServer) -> None:
     assert 'engine_gpu_memory_bytes{engine="llama-server"' in page
 
 
+def test_an_engine_that_never_ends_its_answer(server: ThreadingHTTPServer) -> None:
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b".")
+            time.sleep(0.1)
+
+    server.RequestHandlerClass.do_GET = drip
+    began = time.monotonic()
+    with pytest.raises(OSError, match="too long"):
+        fetched(url_of(server) + "/metrics", timeout=0.5)
+    assert time.monotonic() - began < 5
+
+
 def test_an_engine_that_hangs_is_down_and_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -163,7 +179,7 @@ def test_an_engine_that_hangs_is_down_and_holds_nothing_up(
         asking = Asking(Engine("vllm", f"http://127.0.0.1:{silent.getsockname()[1]}"), 0.01)
         began = time.monotonic()
         asking.start()
-        assert not asking.reading.up
+        assert time.monotonic() - began < 0.9 and not asking.reading.up
         for _ in range(1000):
             assert not asking.reading.up
         asking.stop()
