@@ -279,7 +279,10 @@ def test_vllm_is_set_up_or_refused(variables: dict[str, str], tmp_path: Path) ->
     ):
         done = asked(**changes)
         assert done.returncode == 1 and said in done.stderr
-    assert asked(quantization_config={"quant_method": "gptq"}).returncode == 0
+    done = asked(quantization_config={"quant_method": "gptq"})
+    assert (done.returncode, done.stderr) == (0, "")
+    done = asked(quantization_config={"quant_method": "awq"})
+    assert done.returncode == 0 and "slow" in done.stderr
     gemma = json.loads(asked(model_type="gemma3_text", head_dim=64).stdout)["command"]
     assert gemma[gemma.index("--dtype") + 1] == "float32"
     done = asked("p40", "--parallel", "4096", "--context", "4096000")

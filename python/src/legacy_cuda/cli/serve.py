@@ -333,6 +333,8 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
             file=sys.stderr,
         )
         return None
+    if note := vllm.note(found.config):
+        print(note, file=sys.stderr)
     program = _program(arguments, vllm.PROGRAM)
     address = _address(arguments)
     name = arguments.name or found.shape.name
