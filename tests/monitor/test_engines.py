@@ -121,7 +121,9 @@ def test_what_lies_on_the_gpus() -> None:
 
 
 def test_two_engines_of_a_kind_are_not_told_apart() -> None:
-    two = [reading_of(Engine("llama-server", url), b"", LLAMA) for url in ("http://a:1", "http://b:1")]
+    two = [
+        reading_of(Engine("llama-server", url), b"", LLAMA) for url in ("http://a:1", "http://b:1")
+    ]
     card = gpu(named("llama-server"))
     assert "engine_gpu_memory_bytes{" in render(families(two[:1], [card])).decode()
     assert "engine_gpu_memory_bytes{" not in render(families(two, [card])).decode()

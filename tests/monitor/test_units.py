@@ -89,7 +89,8 @@ def test_the_command_sets_limits(tmp_path: Path, capsys: pytest.CaptureFixture[s
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
         '#!/bin/sh\ncase "$*" in\n'
-        f"  *power-limit=*) echo $* >> {tmp_path}/calls ;;\n  *) echo '0, 0x1B3810DE, Enabled' ;;\nesac\n"
+        f"  *power-limit=*) echo $* >> {tmp_path}/calls ;;\n"
+        "  *) echo '0, 0x1B3810DE, Enabled' ;;\nesac\n"
     )
     smi.chmod(0o755)
     words = command(printed(capsys, "power-cap", *PRINTED["power-cap"])[0])
@@ -128,6 +129,8 @@ def test_a_k80_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["power-cap"], "which cards"),
         (["power-cap", "--power-cap", "180"], "which cards"),
         (["power-cap", "--power-cap", "p40=400"], "made for 250 W"),
+        (["thermal-guard", "--gpu", "p40", "--power-cap", "120"], "which cards"),
+        (["exporter", "--interval", "nan"], "seconds apart"),
     ],
 )
 def test_what_is_refused(

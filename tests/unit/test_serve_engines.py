@@ -25,6 +25,7 @@ from jsonschema import Draft202012Validator
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import serving
+from legacy_cuda.cli import main
 from legacy_cuda.engines import Address, Service, compose, gateway, nixos, ollama, vllm
 from legacy_cuda.engines.proof import prove
 from legacy_cuda.nvml import Device, Missing, Process, Snapshot
@@ -206,6 +207,26 @@ def test_what_is_refused(variables: dict[str, str], machine: Path) -> None:
     assert done.returncode == 2 and "--drop-in" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("engine", "arguments"),
+    [
+        ("ollama", ["--layers", "3"]),
+        ("ollama", ["--split", "3,1"]),
+        ("ollama", ["--kv-type", "q8_0,q4_0"]),
+        ("vllm", ["--kv-type", "q8_0"]),
+        ("vllm", ["--layers", "3"]),
+        ("vllm", ["--batch", "64"]),
+    ],
+)
+def test_a_setting_that_an_engine_does_not_have(
+    engine: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["serve", "hermes3:8b", "--engine", engine, "--gpu", "p40", *arguments, "--env"]
+    assert main(asked) == 2
+    found = capsys.readouterr()
+    assert not found.out and arguments[0] in found.err
+
+
 def test_open_webui_listens_on_loopback(variables: dict[str, str], machine: Path) -> None:
     asked = ["hermes3:8b", "--engine", "ollama", "--gpu", "p40", "--open-webui"]
     done = run(variables, *asked, "--program", str(machine / "usr" / "bin" / "ollama"))
@@ -287,6 +308,12 @@ def test_vllm_is_set_up_or_refused(variables: dict[str, str], tmp_path: Path) ->
     assert gemma[gemma.index("--dtype") + 1] == "float32"
     done = asked("p40", "--parallel", "4096", "--context", "4096000")
     assert done.returncode == 1 and "MiB are missing" in done.stderr
+    memory = [
+        words[words.index("--gpu-memory-utilization") + 1]
+        for more in ([], ["--display", "3000"])
+        for words in [json.loads(asked("p40", *more).stdout)["command"]]
+    ]
+    assert float(memory[0]) - float(memory[1]) > 0.05
     done = asked("p40,p100")
     assert done.returncode == 2 and "one kind" in done.stderr
     model_files.folder(plain := tmp_path / "plain")

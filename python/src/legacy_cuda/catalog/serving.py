@@ -112,7 +112,9 @@ def quantisation_min(engine: str, method: str) -> Capability | None:
 
 def quantisation_note(engine: str, method: str) -> str:
     """What is to be said where an engine uses a quantisation; "" where nothing is."""
-    rows = (row for row in _rows()["quantisation"] if (row["engine"], row["name"]) == (engine, method))
+    rows = (
+        row for row in _rows()["quantisation"] if (row["engine"], row["name"]) == (engine, method)
+    )
     return next((str(row.get("note", "")) for row in rows), "")
 
 

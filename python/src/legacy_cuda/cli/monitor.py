@@ -136,14 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.alert_rules or arguments.dashboard:
         return _print_data(arguments)
-    if arguments.systemd:
-        return _print_unit(arguments)
     if not _SHORTEST <= arguments.interval <= _LONGEST:
         raise UserError(
             f"samples cannot be {arguments.interval:g} seconds apart",
             f"from {_SHORTEST:g} seconds, as a sample takes a few tenths, to {_LONGEST:g}, a day",
             "choose another --interval",
         )
+    if arguments.systemd:
+        return _print_unit(arguments)
     caps = _power_caps(arguments.power_cap)
     if arguments.json or arguments.once:
         return _once(arguments.json)
@@ -201,6 +201,12 @@ def _print_unit(arguments: argparse.Namespace) -> int:
     else:
         from legacy_cuda.cli.resolve import chosen_gpus
 
+        if "" in caps:
+            raise UserError(
+                "which cards have which limit?",
+                "the guard gives a card back the limit that was chosen for its kind",
+                "--power-cap p40=180, once for each kind of card",
+            )
         named = chosen_gpus(arguments.gpu or [])
         if arguments.gpu is None:
             named = [card for card in named if card.cooling != "active"]
