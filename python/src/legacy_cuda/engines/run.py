@@ -60,8 +60,8 @@ def answers(address: str, timeout: float = 2.0) -> bool:
 
 
 def fetched(address: str, body: Any = None, timeout: float = 10.0) -> bytes:
-    """What an address answers within ``timeout`` seconds, its first MiB; with a body (of JSON) it is
-    a POST.
+    """What an address answers within ``timeout`` seconds, its first MiB; with a body (of JSON) it
+    is a POST.
 
     Raises:
         OSError: nothing answers in time, or not with 200.
