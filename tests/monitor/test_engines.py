@@ -122,7 +122,7 @@ def test_what_lies_on_the_gpus() -> None:
 
 def test_two_engines_of_a_kind_are_not_told_apart() -> None:
     two = [
-        reading_of(Engine("llama-server", url), b"", LLAMA) for url in ("http://a:1", "http://b:1")
+        reading_of(Engine("llama-server", url), b"", LLAMA) for url in ("http://h:1", "http://h:2")
     ]
     card = gpu(named("llama-server"))
     assert "engine_gpu_memory_bytes{" in render(families(two[:1], [card])).decode()
