@@ -74,6 +74,7 @@ def environment(requirements: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         clear_abandoned(folder)
         building = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+        building.chmod(0o755)  # a service that runs as another user reads it
     except OSError as error:
         raise _no_cache(f"the cache folder {folder} cannot be written", error) from error
     try:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from legacy_cuda.engines.run import fetched
 from legacy_cuda.monitor import engines
 from legacy_cuda.monitor.asking import Asking, ask
 from legacy_cuda.monitor.engines import Engine, counts_of, families, on_gpus, reading_of
@@ -110,13 +111,24 @@ def test_what_lies_on_the_gpus() -> None:
     reading = reading_of(Engine("llama-server", "u"), b"", LLAMA)
     assert on_gpus(reading, [gpu(named("llama-server")), gpu(named("Xorg"))]) == 5_000
     assert on_gpus(reading, [gpu(named("python3"))]) == 0
-    assert on_gpus(reading, []) == 0
+    assert on_gpus(reading, []) is None  # no driver
     assert on_gpus(reading, [gpu(named(None))]) is None
     assert on_gpus(reading, [Device(0)]) is None
     assert on_gpus(reading, [gpu(named("llama-server", None))]) is None
     model = {**MODEL, "size_vram": 2_000}
     said = reading_of(Engine("ollama", "u"), b"", {"models": [MODEL, model]})
     assert on_gpus(said, []) == 2_000  # one name, said twice: the last
+
+
+def test_two_engines_of_a_kind_are_not_told_apart() -> None:
+    two = [
+        reading_of(Engine("llama-server", url), b"", LLAMA) for url in ("http://h:1", "http://h:2")
+    ]
+    card = gpu(named("llama-server"))
+    assert "engine_gpu_memory_bytes{" in render(families(two[:1], [card])).decode()
+    assert "engine_gpu_memory_bytes{" not in render(families(two, [card])).decode()
+    ollamas = [reading_of(Engine("ollama", url), b"", {"models": [MODEL]}) for url in ("a", "b")]
+    assert render(families(ollamas, [card])).decode().count("engine_gpu_memory_bytes{") == 2
 
 
 def test_engines_in_the_page(server: ThreadingHTTPServer) -> None:
@@ -144,6 +156,21 @@ def test_engines_in_the_page(server: ThreadingHTTPServer) -> None:
     assert 'engine_gpu_memory_bytes{engine="llama-server"' in page
 
 
+def test_an_engine_that_never_ends_its_answer(server: ThreadingHTTPServer) -> None:
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b".")
+            time.sleep(0.1)
+
+    server.RequestHandlerClass.do_GET = drip
+    began = time.monotonic()
+    with pytest.raises(OSError, match="too long"):
+        fetched(url_of(server) + "/metrics", timeout=0.5)
+    assert time.monotonic() - began < 5
+
+
 def test_an_engine_that_hangs_is_down_and_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -154,7 +181,7 @@ def test_an_engine_that_hangs_is_down_and_holds_nothing_up(
         asking = Asking(Engine("vllm", f"http://127.0.0.1:{silent.getsockname()[1]}"), 0.01)
         began = time.monotonic()
         asking.start()
-        assert not asking.reading.up
+        assert time.monotonic() - began < 0.9 and not asking.reading.up
         for _ in range(1000):
             assert not asking.reading.up
         asking.stop()

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import legacy_cuda
 from legacy_cuda.cli import main
+from legacy_cuda.monitor import units
 
 PRINTED = {
     "exporter": ["--engine", "ollama=http://127.0.0.1:11434", "--power-cap", "p40=180"],
@@ -41,22 +43,70 @@ def test_units_are_sound_and_hardened(
         assert not done.stderr
 
 
-def command(text: str) -> str:
-    (line,) = re.findall(r"^ExecStart=:(.*)$", text, re.M)
-    return str(line)
+def command(text: str) -> list[str]:
+    """The words of a command, as systemd.syntax(7) and systemd.service(5) have them."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    (line,) = re.findall(r"^ExecStart=:(.*)$", joined, re.M)
+    signs = {"n": "\n", '"': '"', "\\": "\\"}
+    words = re.findall(r'"(?:[^"\\]|\\.)*"|[^\s"]+', line)
+    plain = (word[1:-1] if word[0] == '"' else word for word in words)
+    return [re.sub(r"\\(.)", lambda m: signs[m[1]], word).replace("%%", "%") for word in plain]
 
 
 def test_what_the_scripts_are_given(capsys: pytest.CaptureFixture[str]) -> None:
     text, said = printed(capsys, "power-cap", *PRINTED["power-cap"])
-    assert command(text).endswith("power-limits.sh /usr/bin/nvidia-smi 10de:1b38=180 10de:1bb3=60")
+    assert command(text)[-4:] == [
+        "power-limits", "/usr/bin/nvidia-smi", "10de:1b38=180", "10de:1bb3=60"
+    ]  # fmt: skip
     assert "/etc/systemd/system/legacy-cuda-power-cap.service" in said
     text, _ = printed(capsys, "thermal-guard", *PRINTED["thermal-guard"])
-    assert command(text).endswith(" 10de:1b38=85,180 10de:1bb3=85")
+    assert command(text)[-2:] == ["10de:1b38=85,180", "10de:1bb3=85"]
     text, _ = printed(capsys, "resume", *PRINTED["resume"])
-    assert command(text).endswith("resume.sh ollama.service llama.service")
-    for text in (printed(capsys, kind, *PRINTED[kind])[0] for kind in PRINTED):
-        (script,) = re.findall(r"^BindReadOnlyPaths=(\S+\.sh)$", text, re.M) or ["-"]
-        assert script == "-" or (Path(script).is_file() and script in command(text))
+    assert command(text)[-3:] == ["resume", "ollama.service", "llama.service"]
+
+
+@pytest.mark.parametrize("kind", ["power-cap", "thermal-guard", "resume"])
+def test_what_root_runs_is_in_the_unit(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, _ = printed(capsys, kind, *PRINTED[kind])
+    assert "BindReadOnlyPaths" not in text and str(units.SCRIPTS) not in text
+    words = command(text)
+    name = {"power-cap": "power-limits"}.get(kind, kind)
+    script = (units.SCRIPTS / f"{name}.sh").read_text().splitlines()
+    code = [line.strip() for line in script if not line.strip().startswith("#")]
+    # a line that goes on has a space more
+    assert [line.strip() for line in words[words.index("-c") + 1].splitlines() if line.strip()] == [
+        line for line in code if line
+    ]
+    subprocess.run(["bash", "-n", "-c", words[words.index("-c") + 1]], check=True)
+
+
+def test_limits_want_persistence(capsys: pytest.CaptureFixture[str]) -> None:
+    text, _ = printed(capsys, "power-cap", *PRINTED["power-cap"])
+    assert "\nWants=nvidia-persistenced.service\n" in text.split("[Service]")[0]
+
+
+def test_the_command_sets_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        f"  *power-limit=*) echo $* >> {tmp_path}/calls ;;\n"
+        "  *) echo '0, 0x1B3810DE, Enabled' ;;\nesac\n"
+    )
+    smi.chmod(0o755)
+    words = command(printed(capsys, "power-cap", *PRINTED["power-cap"])[0])
+    words[words.index(units.SMI)] = str(smi)
+    subprocess.run(words, check=True, timeout=20)
+    assert (tmp_path / "calls").read_text() == "--id=0 --power-limit=180\n"
+
+
+def test_the_exporter_sees_its_package_and_the_names_of_processes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text, _ = printed(capsys, "exporter")
+    bound = [Path(path) for path in re.findall(r"^BindReadOnlyPaths=(.*)$", text, re.M)]
+    package = Path(legacy_cuda.__file__)
+    assert any(package.is_relative_to(path) for path in bound)
+    assert "\nProtectProc=default\n" in text
 
 
 def test_a_k80_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +129,8 @@ def test_a_k80_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["power-cap"], "which cards"),
         (["power-cap", "--power-cap", "180"], "which cards"),
         (["power-cap", "--power-cap", "p40=400"], "made for 250 W"),
+        (["thermal-guard", "--gpu", "p40", "--power-cap", "120"], "which cards"),
+        (["exporter", "--interval", "nan"], "seconds apart"),
     ],
 )
 def test_what_is_refused(

@@ -1073,7 +1073,7 @@ def smi(tmp_path: Path) -> Path:
         tmp_path / "bin",
         "nvidia-smi",
         f"""case "$*" in
-  *power-limit=*) echo "$*" >> {tmp_path}/calls; [ ! -e {tmp_path}/broken ] ;;
+  *power-limit=*) echo "$*" >> {tmp_path}/calls; [ ! -e {tmp_path}/broken ]; exit ;;
   *temperature*)
     [ -s {tmp_path}/degrees ] || exit 9
     limit=250.00
@@ -1082,7 +1082,20 @@ def smi(tmp_path: Path) -> Path:
     echo "1, 0x1B3810DE, [N/A], [N/A], [N/A], [N/A]"
     echo "2, 0x1BB310DE, 99, 75.00, 60.00, 75.00"
     ;;
+  *persistence_mode*)
+    mode=Enabled
+    [ ! -e {tmp_path}/lets-go ] || mode=Disabled
+    echo "0, 0x1B3810DE, $mode"; echo "1, 0x1B3810DE, $mode"; echo "2, 0x1BB310DE, $mode"
+    ;;
   *) echo "0, 0x1B3810DE"; echo "1, 0x1B3810DE"; echo "2, 0x1BB310DE" ;;
+esac
+case "$*" in
+  *query-gpu*)
+    if [ -e {tmp_path}/lost ]; then
+      echo "Unable to determine the device handle for GPU0000:09:00.0: GPU is lost."
+      exit 15
+    fi
+    ;;
 esac
 """,
     )
@@ -1109,7 +1122,24 @@ def test_a_limit_that_is_not_taken_fails_the_unit(tmp_path: Path, smi: Path) -> 
 def test_cards_that_cannot_be_listed_fail_the_unit(tmp_path: Path) -> None:
     program(tmp_path / "bin", "nvidia-smi", "exit 9\n")
     arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180"]
-    assert subprocess.run(command("power-limits.sh", *arguments), timeout=20).returncode == 9
+    assert subprocess.run(command("power-limits.sh", *arguments), timeout=20).returncode == 1
+
+
+def test_a_limit_that_will_be_lost_fails_the_unit(tmp_path: Path, smi: Path) -> None:
+    (tmp_path / "lets-go").touch()
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1bb3=60"]
+    done = subprocess.run(
+        command("power-limits.sh", *arguments), capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 1 and "card 2: persistence mode is off" in done.stderr
+    assert smi.read_text() == "--id=2 --power-limit=60\n" and "card 0" not in done.stderr
+
+
+def test_power_limits_beside_a_card_that_is_lost(tmp_path: Path, smi: Path) -> None:
+    (tmp_path / "lost").touch()
+    arguments = [str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=180"]
+    assert subprocess.run(command("power-limits.sh", *arguments), timeout=20).returncode == 1
+    assert len(smi.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -1222,6 +1252,27 @@ def test_thermal_guard_after_a_crash_while_hot(
         guard.send_signal(signal.SIGTERM)
         assert guard.wait(timeout=10) == 0
         assert wait_for(smi, 2) == ["--id=0 --power-limit=125.00", f"--id=0 --power-limit={own}"]
+    finally:
+        if guard.poll() is None:
+            guard.kill()
+            guard.wait()
+
+
+def test_thermal_guard_beside_a_card_that_is_lost(tmp_path: Path, smi: Path) -> None:
+    (tmp_path / "lost").touch()
+    (tmp_path / "degrees").write_text("90")
+    guard = subprocess.Popen(
+        command("thermal-guard.sh", str(tmp_path / "bin" / "nvidia-smi"), "10de:1b38=85"),
+        env=environment(tmp_path, LEGACY_CUDA_GUARD_SECONDS="0.05"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert wait_for(smi, 1) == ["--id=0 --power-limit=125.00"]
+        time.sleep(0.3)  # some more rounds
+        guard.send_signal(signal.SIGTERM)
+        _, said = guard.communicate(timeout=10)
+        assert said.count("nvidia-smi ends with 15") == 1
     finally:
         if guard.poll() is None:
             guard.kill()

@@ -83,6 +83,12 @@ def process(*words: str, more: Callable[[Machine], object] = lambda _: None) -> 
     return make
 
 
+def unit_with(variable: str) -> Callable[[Machine], object]:
+    """A tree with a service of llama-server that sets a variable."""
+    text = f"[Service]\nExecStart=/opt/llama/llama-server\nEnvironment={variable}\n"
+    return lambda machine: machine.write("/etc/systemd/system/llama.service", text)
+
+
 SERVER = ("/opt/llama/llama-server", "-m", "/models/a.gguf")
 FREE: dict[str, Any] = {"ecc": False}
 
@@ -153,6 +159,15 @@ CASES: dict[str, tuple[Any, list[str], list[Any]]] = {
             Running(one("p40", processes=HELD, **FREE), (READY,), process(*SERVER)),
             Running(one("p40", **FREE), (READY,), process(*SERVER, "-ngl", "0")),
             Running(one("p40", **FREE), (), process(*SERVER)),  # not ready yet
+            *(
+                Running(one("p40", **FREE), (READY,), process(*SERVER, more=unit_with(variable)))
+                for variable in ("LLAMA_ARG_N_GPU_LAYERS=0", "LLAMA_ARG_DEVICE=none")
+            ),
+            Running(  # WSL2
+                one("p40", **FREE),
+                (READY,),
+                process(*SERVER, more=lambda m: m.write("/dev/dxg", "")),
+            ),
             Running(
                 one("p40", **FREE),
                 (READY,),

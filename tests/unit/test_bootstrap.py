@@ -69,6 +69,7 @@ def test_an_environment_is_made_once(
     pins = requirements(tmp_path, index)
     python = bootstrap.environment(pins)
     assert "first run" in capfd.readouterr().err
+    assert python.parents[1].stat().st_mode & 0o777 == 0o755
     program = "import legacy_cuda, torch, small; print(legacy_cuda.__file__)"
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(ROOT / "python" / "src" / "legacy_cuda" / "__init__.py")

@@ -25,6 +25,7 @@ from jsonschema import Draft202012Validator
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog import serving
+from legacy_cuda.cli import main
 from legacy_cuda.engines import Address, Service, compose, gateway, nixos, ollama, vllm
 from legacy_cuda.engines.proof import prove
 from legacy_cuda.nvml import Device, Missing, Process, Snapshot
@@ -202,6 +203,35 @@ def test_what_is_refused(variables: dict[str, str], machine: Path) -> None:
     assert done.returncode == 1 and "vllm is refused on v100" in done.stderr
     done = run(variables, "m.gguf", "--gpu", "p40", "--drop-in")
     assert done.returncode == 2 and "--systemd" in done.stderr
+    done = run(variables, "hermes3:8b", "--engine", "ollama", "--gpu", "p40", "--systemd")
+    assert done.returncode == 2 and "--drop-in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("engine", "arguments"),
+    [
+        ("ollama", ["--layers", "3"]),
+        ("ollama", ["--split", "3,1"]),
+        ("ollama", ["--kv-type", "q8_0,q4_0"]),
+        ("vllm", ["--kv-type", "q8_0"]),
+        ("vllm", ["--layers", "3"]),
+        ("vllm", ["--batch", "64"]),
+    ],
+)
+def test_a_setting_that_an_engine_does_not_have(
+    engine: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["serve", "hermes3:8b", "--engine", engine, "--gpu", "p40", *arguments, "--env"]
+    assert main(asked) == 2
+    found = capsys.readouterr()
+    assert not found.out and arguments[0] in found.err
+
+
+def test_open_webui_listens_on_loopback(variables: dict[str, str], machine: Path) -> None:
+    asked = ["hermes3:8b", "--engine", "ollama", "--gpu", "p40", "--open-webui"]
+    done = run(variables, *asked, "--program", str(machine / "usr" / "bin" / "ollama"))
+    command = done.stdout.splitlines()[0]
+    assert command == "# open-webui serve --host 127.0.0.1 --port 3000"
 
 
 @pytest.mark.parametrize(
@@ -270,13 +300,31 @@ def test_vllm_is_set_up_or_refused(variables: dict[str, str], tmp_path: Path) ->
     ):
         done = asked(**changes)
         assert done.returncode == 1 and said in done.stderr
-    assert asked(quantization_config={"quant_method": "gptq"}).returncode == 0
+    done = asked(quantization_config={"quant_method": "gptq"})
+    assert (done.returncode, done.stderr) == (0, "")
+    done = asked(quantization_config={"quant_method": "awq"})
+    assert done.returncode == 0 and "slow" in done.stderr
     gemma = json.loads(asked(model_type="gemma3_text", head_dim=64).stdout)["command"]
     assert gemma[gemma.index("--dtype") + 1] == "float32"
     done = asked("p40", "--parallel", "4096", "--context", "4096000")
     assert done.returncode == 1 and "MiB are missing" in done.stderr
+    memory = [
+        words[words.index("--gpu-memory-utilization") + 1]
+        for more in ([], ["--display", "3000"])
+        for words in [json.loads(asked("p40", *more).stdout)["command"]]
+    ]
+    assert float(memory[0]) - float(memory[1]) > 0.05
     done = asked("p40,p100")
     assert done.returncode == 2 and "one kind" in done.stderr
+    model_files.folder(plain := tmp_path / "plain")
+    service = run(
+        variables, str(plain), "--gpu", "2xp40", "--program", str(program), "--systemd"
+    ).stdout
+    # gloo lists the interfaces, and on the network's own address nothing would reach it
+    assert "\nRestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK\n" in service
+    assert "\nIPAddressAllow=localhost\n" in service
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        assert f"\nEnvironment={name}=lo\n" in service
     (folder / "model.safetensors").write_bytes(b"\xff" * 8)
     done = run(variables, str(folder), "--gpu", "p40", "--program", str(program), "--json")
     assert done.returncode == 2 and "is not served" in done.stderr
@@ -329,6 +377,40 @@ def test_a_compose_file_mounts_what_is_read_and_nothing_to_write() -> None:
     found = compose.document(service(writes=True), serving.image("ollama"), 0, ["true"])
     (one,) = found["services"].values()
     assert "entrypoint" not in one and "deploy" not in one and found["volumes"] == {"data": {}}
+
+
+def test_several_gpus_need_shared_memory_and_localhost_is_an_address() -> None:
+    found = compose.document(
+        service(address=Address("localhost")), serving.image("vllm"), 2, ["true"]
+    )
+    (one,) = found["services"].values()
+    assert one["shm_size"] == "1gb" and one["ports"] == ["127.0.0.1:8080:8080"]
+    (one,) = compose.document(service(), serving.image("vllm"), 1, ["true"])["services"].values()
+    assert "shm_size" not in one
+
+
+def test_a_python_of_the_system_is_in_no_container(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "e" / "bin").mkdir(parents=True)
+    (tmp_path / "e" / "pyvenv.cfg").touch()
+    program = tmp_path / "e" / "bin" / "llama-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(model_files.llama())
+    python = program.with_name("python")
+    asked = [str(model), "--gpu", "p40", "--program", str(program), "--compose"]
+    python.symlink_to("/usr/bin/python3")
+    done = run(variables, *asked)
+    assert done.returncode == 2 and "--systemd" in done.stderr and not done.stdout
+    python.unlink()
+    own = tmp_path / "own" / "bin" / "python3"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    python.symlink_to(own)
+    done = run(variables, *asked)
+    assert done.returncode == 0 and str(tmp_path / "own") in done.stdout
 
 
 def test_options_for_nixos() -> None:

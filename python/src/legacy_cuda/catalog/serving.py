@@ -110,6 +110,14 @@ def quantisation_min(engine: str, method: str) -> Capability | None:
     return None
 
 
+def quantisation_note(engine: str, method: str) -> str:
+    """What is to be said where an engine uses a quantisation; "" where nothing is."""
+    rows = (
+        row for row in _rows()["quantisation"] if (row["engine"], row["name"]) == (engine, method)
+    )
+    return next((str(row.get("note", "")) for row in rows), "")
+
+
 def needs_float32(engine: str, model_type: str) -> bool:
     """Whether an engine does not take such a model in float16."""
     return any(

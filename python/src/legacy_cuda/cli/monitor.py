@@ -136,14 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.alert_rules or arguments.dashboard:
         return _print_data(arguments)
-    if arguments.systemd:
-        return _print_unit(arguments)
     if not _SHORTEST <= arguments.interval <= _LONGEST:
         raise UserError(
             f"samples cannot be {arguments.interval:g} seconds apart",
             f"from {_SHORTEST:g} seconds, as a sample takes a few tenths, to {_LONGEST:g}, a day",
             "choose another --interval",
         )
+    if arguments.systemd:
+        return _print_unit(arguments)
     caps = _power_caps(arguments.power_cap)
     if arguments.json or arguments.once:
         return _once(arguments.json)
@@ -167,6 +167,7 @@ def _print_data(arguments: argparse.Namespace) -> int:
 
 def _print_unit(arguments: argparse.Namespace) -> int:
     """A service on standard output, what there is to say of it on standard error."""
+    import legacy_cuda
     from legacy_cuda.catalog.alerts import alerts
     from legacy_cuda.cli.serve import readable
     from legacy_cuda.monitor import units
@@ -180,7 +181,9 @@ def _print_unit(arguments: argparse.Namespace) -> int:
         command += ["--interval", f"{arguments.interval:g}"]
         command += [word for text in arguments.power_cap for word in ("--power-cap", text)]
         command += [word for text in arguments.engines for word in ("--engine", text)]
-        text = units.exporter(command, readable(python, []), host in LOOPBACK)
+        # a checkout's package is outside of the environment
+        package = Path(legacy_cuda.__file__).parents[1]
+        text = units.exporter(command, readable(python, [package]), host in LOOPBACK)
     elif arguments.systemd == "resume":
         text = units.resume(arguments.unit or ["ollama.service"])
     elif arguments.systemd == "power-cap":
@@ -198,6 +201,12 @@ def _print_unit(arguments: argparse.Namespace) -> int:
     else:
         from legacy_cuda.cli.resolve import chosen_gpus
 
+        if "" in caps:
+            raise UserError(
+                "which cards have which limit?",
+                "the guard gives a card back the limit that was chosen for its kind",
+                "--power-cap p40=180, once for each kind of card",
+            )
         named = chosen_gpus(arguments.gpu or [])
         if arguments.gpu is None:
             named = [card for card in named if card.cooling != "active"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from legacy_cuda.catalog import Gpu
+    from legacy_cuda.catalog.estimates import Overhead
     from legacy_cuda.catalog.models import Mix
     from legacy_cuda.planner.model import Model
     from legacy_cuda.planner.placement import Load, Settings
@@ -224,25 +225,16 @@ def _numbers(text: str, what: str) -> tuple[float, ...]:
     return found
 
 
-def asked(
-    arguments: argparse.Namespace, model: Model, cards: list[Gpu], cuda: tuple[int, int]
-) -> tuple[Settings, tuple[Device, ...]]:
-    """The settings and the GPUs that the arguments of :func:`add_settings` name.
+def devices(
+    arguments: argparse.Namespace, cards: list[Gpu], overhead: Overhead
+) -> tuple[Device, ...]:
+    """The GPUs of cards, as --no-ecc and --display have them.
 
     Raises:
-        UserError: one is not what it should be.
+        UserError: --display is not what it should be.
     """
-    from legacy_cuda.catalog import estimates, models
     from legacy_cuda.planner import plan as planner
-    from legacy_cuda.planner.placement import Settings
 
-    keys, _, values = arguments.kv_type.partition(",")
-    try:
-        key_format, value_format = models.find_format(keys), models.find_format(values or keys)
-    except CatalogError as problem:
-        raise output.unknown(problem, "f16 needs no flash attention and is the safe choice") from (
-            problem
-        )
     display = tuple(int(value) for value in _numbers(arguments.display, "--display"))
     if len(display) > len(cards):
         raise UserError(
@@ -256,9 +248,28 @@ def asked(
                 f"it has {card.memory_mib} MiB",
                 "nvidia-smi says what is taken",
             )
-    where = planner.devices(
-        cards, estimates.overhead(cuda), False if arguments.no_ecc else None, display
-    )
+    return planner.devices(cards, overhead, False if arguments.no_ecc else None, display)
+
+
+def asked(
+    arguments: argparse.Namespace, model: Model, cards: list[Gpu], cuda: tuple[int, int]
+) -> tuple[Settings, tuple[Device, ...]]:
+    """The settings and the GPUs that the arguments of :func:`add_settings` name.
+
+    Raises:
+        UserError: one is not what it should be.
+    """
+    from legacy_cuda.catalog import estimates, models
+    from legacy_cuda.planner.placement import Settings
+
+    keys, _, values = arguments.kv_type.partition(",")
+    try:
+        key_format, value_format = models.find_format(keys), models.find_format(values or keys)
+    except CatalogError as problem:
+        raise output.unknown(problem, "f16 needs no flash attention and is the safe choice") from (
+            problem
+        )
+    where = devices(arguments, cards, estimates.overhead(cuda))
     split = _numbers(arguments.split, "--split") if arguments.split else None
     if split is not None and not sum(split):
         raise UserError("the shares of --split are all 0", next_step="as 3,1")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _ENGINES = ("llama-server", "ollama", "vllm", "sglang")
 _PORTS = {"llama-server": 8080, "ollama": 11434, "vllm": 8000}
+# settings of a plan that the other engines do not have
+_LLAMA_ONLY = ("layers", "split", "batch", "unified", "kv_type", "flash_attention")
+_OLLAMA_TOO = ("kv_type", "flash_attention")
 _MIB = 1 << 20
 _CONTEXT = 4096  # tokens, unless something else is asked for
 # the quantisation in the tag of a model of Ollama's: 8b-llama3.1-q5_K_M
@@ -105,7 +108,8 @@ def add(subparsers: Any) -> None:
     )
     form.add_argument("--env", action="store_true", help="print variables and command instead")
     form.add_argument("--json", action="store_true", help="print both as one JSON document instead")
-    parser.set_defaults(run=run)
+    usual = {name: parser.get_default(name) for name in _LLAMA_ONLY}
+    parser.set_defaults(run=run, usual=usual)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -116,6 +120,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "a drop-in is for the service of Ollama, which it brings itself",
             next_step="--systemd prints a service",
+        )
+    _check_settings(arguments)
+    if arguments.systemd and arguments.engine == "ollama":
+        raise UserError(
+            "Ollama brings a service of its own",
+            "another one would have a folder of models of its own, without a model in it",
+            "--drop-in prints what that service is to have",
         )
     from legacy_cuda.cli.resolve import chosen_gpus
 
@@ -134,6 +145,28 @@ def run(arguments: argparse.Namespace) -> int:
         return _foreground(service)
     sys.stdout.write(text)
     return 0
+
+
+def _check_settings(arguments: argparse.Namespace) -> None:
+    """Refuse what was asked for and would be left out.
+
+    Raises:
+        UserError: the engine has no such setting.
+    """
+    if arguments.engine not in ("ollama", "vllm"):
+        return
+    for name in _LLAMA_ONLY:
+        if getattr(arguments, name) == arguments.usual[name]:
+            continue
+        if arguments.engine == "ollama" and name in _OLLAMA_TOO:
+            continue
+        raise UserError(
+            f"{arguments.engine} is not given --{name.replace('_', '-')}",
+            "it decides by itself what it puts where and how",
+            "leave it out, or take llama-server",
+        )
+    if arguments.engine == "ollama" and "," in arguments.kv_type:
+        raise UserError("Ollama has one format for keys and values", next_step="--kv-type q8_0")
 
 
 def _refused(engine: str, cards: list[Gpu]) -> bool:
@@ -287,7 +320,6 @@ def _ollama_model(name: str) -> Model | None:
 def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     from legacy_cuda.catalog import estimates
     from legacy_cuda.engines import Service, vllm
-    from legacy_cuda.planner import plan as planner
     from legacy_cuda.planner import safetensors
     from legacy_cuda.planner.model import ModelError
     from legacy_cuda.resolve import Stack, resolve
@@ -314,9 +346,7 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
         raise UserError(f"{folder} cannot be read", str(error)) from error
     answer = resolve(cards, output.read_engine("vllm"))
     assert isinstance(answer, Stack)  # the refusal was said before
-    where = planner.devices(
-        cards, estimates.overhead(answer.facts.cuda), False if arguments.no_ecc else None
-    )
+    where = plan_command.devices(arguments, cards, estimates.overhead(answer.facts.cuda))
     context = arguments.context or min(_CONTEXT, found.shape.context or _CONTEXT)
     setup = vllm.set_up(found.config, found.shape, found.size, where, context, arguments.parallel)
     if setup.refused and not arguments.anyway:
@@ -327,6 +357,8 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
             file=sys.stderr,
         )
         return None
+    if note := vllm.note(found.config):
+        print(note, file=sys.stderr)
     program = _program(arguments, vllm.PROGRAM)
     address = _address(arguments)
     name = arguments.name or found.shape.name
@@ -378,7 +410,7 @@ def _printed(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
     Raises:
         ValueError: a word has a line break in it.
     """
-    from legacy_cuda.engines import unit
+    from legacy_cuda.engines import unit, vllm
 
     if arguments.json:
         content: dict[str, Any] = {
@@ -402,6 +434,7 @@ def _printed(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
             readable=service.readable,
             loopback=service.loopback,
             cache=f"legacy-cuda-{service.engine}" if service.writes else "",
+            families=vllm.FAMILIES if service.engine == vllm.NAME else (),
         )
     if arguments.drop_in or arguments.merged:
         return _drop_in(arguments, service, cards)
@@ -464,6 +497,16 @@ def _compose(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
     from legacy_cuda.engines import Address, compose
 
     found = image(service.engine)
+    program = Path(service.command[0])
+    python = (program.parent / "python").resolve()
+    in_environment = (program.parent.parent / "pyvenv.cfg").is_file()
+    if found.mounted and in_environment and python.is_relative_to("/usr"):
+        raise UserError(
+            f"the environment of {program} runs with {python}, which the image does not have",
+            "the folders of a container's own system are not mounted over",
+            "--systemd prints a service; or make the environment with a Python that is not the "
+            "system's: legacy-cuda up with --python and a version for uv to download",
+        )
     inside = Address("0.0.0.0", service.address.port)
     words = list(service.command)
     environment = dict(service.environment)
@@ -516,7 +559,9 @@ def _gateway(arguments: argparse.Namespace, service: Service) -> str:
             )
         endpoints.append(gateway.Endpoint(engine, name.removeprefix("ollama/"), url.rstrip("/")))
     if arguments.open_webui:
-        return unit.environment_file(gateway.open_webui(endpoints), ["open-webui", "serve"])
+        # by itself it listens on every address
+        command = ["open-webui", "serve", "--host", "127.0.0.1", "--port", "3000"]
+        return unit.environment_file(gateway.open_webui(endpoints), command)
     return compose.text(
         gateway.litellm(endpoints),
         ["LITELLM_MASTER_KEY=sk-... litellm --config FILE --host 127.0.0.1"],

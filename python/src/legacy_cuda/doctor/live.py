@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from legacy_cuda import catalog
 from legacy_cuda.catalog import Gpu
 from legacy_cuda.doctor import units
 from legacy_cuda.doctor.cards import Evidence, Seen, cards, present, where
 from legacy_cuda.doctor.facts import Facts, Service
+from legacy_cuda.doctor.probes import apis
 
 if TYPE_CHECKING:
     from legacy_cuda.nvml import Device
@@ -212,19 +214,26 @@ def _gpu_is_there(facts: Facts) -> bool:
 
 def engine_without_gpu(facts: Facts) -> Seen:
     """E22: llama-server is ready, or Ollama says that a model is on the GPU, and NVML lists no
-    process of it. In a container NVML numbers processes otherwise, so nothing is said there."""
+    process of it. In a container NVML numbers processes otherwise, and on WSL2 it lists none, so
+    nothing is said there."""
     inside = facts.system is None or facts.system.container is not None
+    platform = facts.system.platform if facts.system else None
+    inside = inside or (platform is not None and platform.value == "WSL2")
     devices = facts.nvml.value.devices if facts.nvml else ()
     if inside or not devices or any(device.processes is None for device in devices):
         return
     there = {process.pid for device in devices for process in device.processes or ()}
     running = facts.engines.processes if facts.engines else ()
+    installed = facts.engines.services if facts.engines else ()
     for answer in facts.apis or ():
         if answer.engine == "ollama" and any(model.on_gpu for model in answer.models):
             if not there:
                 text = "Ollama has a model on the GPU, and NVML lists no process on any GPU"
                 yield Evidence(text, answer.source)
             continue
+        port = urlsplit(answer.source).port
+        if any(apis.port_of(item) == port and _meant_for_the_cpu(item) for item in installed):
+            continue  # its process does not show the variables of its unit
         own = [item for item in running if item.engine == answer.engine == "llama-cpp"]
         wanted = [item for item in own if not _meant_for_the_cpu(item)]
         pids = {int(item.unit.rpartition(" ")[2]) for item in own}
@@ -236,7 +245,10 @@ def engine_without_gpu(facts: Facts) -> Seen:
 def _meant_for_the_cpu(service: Service) -> bool:
     words = service.command.value
     layers = units.option(words, ("-ngl", "--gpu-layers", "--n-gpu-layers"))
-    return layers == "0" or units.option(words, ("-dev", "--device")) == "none"
+    device = units.option(words, ("-dev", "--device"))
+    return (layers or service.variable("LLAMA_ARG_N_GPU_LAYERS")) == "0" or (
+        device or service.variable("LLAMA_ARG_DEVICE")
+    ) == "none"
 
 
 def requests_put_back(facts: Facts) -> Seen:

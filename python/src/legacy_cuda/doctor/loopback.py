@@ -4,10 +4,31 @@ a connection; it sends GET requests and nothing else."""
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 HOST = "127.0.0.1"
 SECONDS = 0.3
 _BYTES = 1 << 20
+
+
+def body(response: HTTPResponse, end: float) -> bytes:
+    """The first MiB of an answer that is to be there at ``end``, of ``time.monotonic()``.
+
+    Raises:
+        TimeoutError: it is not.
+        OSError: the connection broke.
+    """
+    pieces = []
+    left = _BYTES
+    while left > 0 and (piece := response.read1(left)):
+        pieces.append(piece)
+        left -= len(piece)
+        if time.monotonic() > end:
+            raise TimeoutError("the answer takes too long")
+    return b"".join(pieces)
 
 
 def get(port: int, path: str, seconds: float = SECONDS) -> bytes | None:
@@ -22,14 +43,7 @@ def get(port: int, path: str, seconds: float = SECONDS) -> bytes | None:
         response = connection.getresponse()
         if response.status != 200:
             return None
-        pieces = []
-        left = _BYTES
-        while left > 0 and (piece := response.read1(left)):
-            pieces.append(piece)
-            left -= len(piece)
-            if time.monotonic() > end:
-                return None
-        return b"".join(pieces)
+        return body(response, end)
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:

@@ -65,6 +65,8 @@ def document(service: Service, image: Image, gpus: int, probe: list[str]) -> dic
     if gpus:
         device = {"driver": "nvidia", "device_ids": [str(number) for number in range(gpus)]}
         device |= {"capabilities": ["gpu", "compute", "utility"]}
+        if gpus > 1:
+            found["shm_size"] = "1gb"  # NCCL's; 64 MiB by default
         found["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
     name = re.sub(r"[^a-z0-9_-]+", "-", service.engine.lower())
     document: dict[str, Any] = {"services": {name: found}}
@@ -74,6 +76,8 @@ def document(service: Service, image: Image, gpus: int, probe: list[str]) -> dic
 
 
 def _host(host: str) -> str:
+    if host == "localhost":  # Docker takes addresses only
+        return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 

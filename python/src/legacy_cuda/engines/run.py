@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from legacy_cuda import nvml, sizes
+from legacy_cuda.doctor import loopback
 from legacy_cuda.engines import ollama
 from legacy_cuda.engines.proof import Proof, prove
 from legacy_cuda.errors import SurroundingsError
@@ -29,7 +30,6 @@ _STOP = 30.0  # seconds that it may take to end
 _WINDOW = 600.0  # crashes within so many seconds count together
 
 
-_REPLY = 1 << 20  # bytes that are read of an answer
 _LOAD = 600.0  # seconds that loading a model may take
 
 
@@ -60,11 +60,13 @@ def answers(address: str, timeout: float = 2.0) -> bool:
 
 
 def fetched(address: str, body: Any = None, timeout: float = 10.0) -> bytes:
-    """What an address answers; with a body (of JSON) it is a POST.
+    """What an address answers within ``timeout`` seconds, its first MiB; with a body (of JSON) it
+    is a POST.
 
     Raises:
-        OSError: nothing answers, or not with 200.
+        OSError: nothing answers in time, or not with 200.
     """
+    end = time.monotonic() + timeout
     parts = urlsplit(address)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     try:
@@ -74,7 +76,7 @@ def fetched(address: str, body: Any = None, timeout: float = 10.0) -> bytes:
             head = {"Content-Type": "application/json"}
             connection.request("POST", parts.path, json.dumps(body), head)
         reply = connection.getresponse()
-        text = reply.read(_REPLY)
+        text = loopback.body(reply, end)
         if reply.status != 200:
             raise OSError(f"{parts.path} answers {reply.status}: {text[:200].decode('latin-1')}")
         return text

@@ -47,6 +47,7 @@ def unit(
     restart_seconds: int = 5,
     loopback: bool = True,
     cache: str = "",
+    families: Sequence[str] = (),
 ) -> str:
     """The text of a service.
 
@@ -64,6 +65,7 @@ def unit(
         restart_seconds: how long after it ended it is started again.
         loopback: whether it listens there only.
         cache: name of a folder below /var/cache that it may write into, its home; "" for none.
+        families: of addresses, beside those of the internet and of Unix: ``AF_NETLINK``.
 
     Raises:
         ValueError: a word or a path has a line break in it, or the program's path a sign that
@@ -77,6 +79,7 @@ def unit(
     bound = "".join(f"BindReadOnlyPaths={quoted_path(path)}\n" for path in readable)
     nodes = " ".join(f"-c {number}" for number in range(_CARDS))
     network = "IPAddressDeny=any\nIPAddressAllow=localhost\n" if loopback else ""
+    allowed = " ".join(["AF_INET", "AF_INET6", "AF_UNIX", *families])
     if cache:
         bound += f"CacheDirectory={cache}\nEnvironment=HOME=/var/cache/{cache}\n"
     return f"""\
@@ -122,7 +125,7 @@ SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources @mount
 SystemCallErrorNumber=EPERM
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictAddressFamilies={allowed}
 {network}DevicePolicy=closed
 DeviceAllow=char-nvidia rw
 DeviceAllow=char-nvidiactl rw

@@ -15,13 +15,20 @@ from typing import Any
 
 from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.models import ModelShape
-from legacy_cuda.catalog.serving import needs_float32, quantisation_min, variables_for
+from legacy_cuda.catalog.serving import (
+    needs_float32,
+    quantisation_min,
+    quantisation_note,
+    variables_for,
+)
 from legacy_cuda.engines import Address
 from legacy_cuda.planner.plan import MIB, Device
 
 NAME = PROGRAM = "vllm"
 HEALTH = "/health"
 METRICS = "/metrics"
+#: Of addresses, that its processes need beside the internet's: gloo and NCCL list the interfaces.
+FAMILIES = ("AF_NETLINK",)
 _MOST = 0.95  # of a GPU's memory
 _BLOCK = 16  # tokens that its cache is allocated in, its default
 _ACTIVATIONS = 0.1  # of its share, for what a batch needs: a guess, vLLM measures it
@@ -55,12 +62,22 @@ def dtype_of(config: Mapping[str, Any]) -> str:
     return "float32" if wide or said == "float32" else "half"
 
 
+def _method(config: Mapping[str, Any]) -> str:
+    """How a model is quantised, "" where it does not say."""
+    quantised = config.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    return method if isinstance(method, str) else ""
+
+
+def note(config: Mapping[str, Any]) -> str:
+    """What is to be said of a model that is served; "" where nothing is."""
+    return quantisation_note(NAME, _method(config))
+
+
 def gate(config: Mapping[str, Any], capabilities: Sequence[Capability]) -> str:
     """Why it does not take a model on cards of these capabilities; "" where nothing is known
     against it."""
-    quantised = config.get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    if isinstance(method, str):
+    if method := _method(config):
         least = quantisation_min(NAME, method)
         if least is not None and min(capabilities) < least:
             return f"its quantisation, {method}, needs capability {least}"

@@ -23,8 +23,7 @@ class Asking:
         self._thread = threading.Thread(target=self._run, name=f"asks {engine.url}", daemon=True)
 
     def start(self) -> None:
-        """Ask once, so that there is an answer, and go on in the background."""
-        self.reading = ask(self._engine)
+        """Ask in the background; until the first answer the engine is down."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -32,8 +31,10 @@ class Asking:
         self._stop.set()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
+        while True:
             self.reading = ask(self._engine)
+            if self._stop.wait(self._interval):
+                return
 
 
 def ask(engine: Engine) -> Reading:

@@ -6,6 +6,7 @@ model loaded and nothing on a GPU has fallen to the CPU, which none of them repo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,8 +121,11 @@ def on_gpus(reading: Reading, devices: Iterable[Device]) -> int | None:
     of its name. None where neither tells."""
     if reading.models is not None:
         return sum(on_gpu for _, on_gpu in reading.models.values())
+    cards = list(devices)
+    if not cards:  # the driver does not answer
+        return None
     total = 0
-    for device in devices:
+    for device in cards:
         if device.processes is None:
             return None
         for process in device.processes:
@@ -137,6 +141,7 @@ def on_gpus(reading: Reading, devices: Iterable[Device]) -> int | None:
 def families(readings: Iterable[Reading], devices: Iterable[Device]) -> Iterator[Metric]:
     """The metrics of engines, in a fixed order."""
     known, cards = list(readings), list(devices)
+    asked = Counter(one.engine.kind for one in known)
 
     def gauge(name: str, text: str, more: tuple[str, ...] = ()) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"legacy_cuda_engine_{name}", text, labels=(*LABELS, *more))
@@ -154,7 +159,9 @@ def families(readings: Iterable[Reading], devices: Iterable[Device]) -> Iterator
         models = 1 if one.models is None else len(one.models)
         if one.models is not None or one.engine.kind != ollama.NAME:
             loaded.add_metric(own, models)
-            taken = on_gpus(one, cards)
+            # the driver does not tell which of several engines of a kind a process belongs to
+            shared = one.models is None and asked[one.engine.kind] > 1
+            taken = None if shared else on_gpus(one, cards)
             if taken is not None:
                 used.add_metric(own, taken)
         for name, (size, on_gpu) in (one.models or {}).items():

@@ -22,13 +22,14 @@ else:
 SCRIPTS = Path(__file__).with_name("scripts")
 KINDS = ("exporter", "power-cap", "thermal-guard", "resume")
 SMI = "/usr/bin/nvidia-smi"
+_PERSISTENCE = "nvidia-persistenced.service"
 _SLEEPS = [
     "suspend.target",
     "hibernate.target",
     "hybrid-sleep.target",
     "suspend-then-hibernate.target",
 ]
-_SHELL = ("/bin/bash", "-o", "errexit", "-o", "nounset", "-o", "pipefail")
+_SHELL = "/bin/bash -o errexit -o nounset -o pipefail -c"
 
 
 def is_kepler(card: Gpu) -> bool:
@@ -61,24 +62,26 @@ def _lines(settings: Mapping[str, object]) -> list[str]:
 
 def _unit(
     title: str,
-    command: Sequence[str],
+    command: str,
     service: Mapping[str, object],
     after: Sequence[str],
     wanted_by: Sequence[str],
-    readable: Sequence[Path],
+    readable: Sequence[Path] = (),
+    wants: Sequence[str] = (),
 ) -> str:
     """A service; ``service`` is set over what scripts/hardening.toml has.
 
     Raises:
-        ValueError: a word or a path has a line break in it.
+        ValueError: a path has a line break in it.
     """
     hardening = tomllib.loads((SCRIPTS / "hardening.toml").read_text(encoding="utf-8"))
     # homes are empty but for what it reads
     hardening["ProtectHome"] = "tmpfs"
-    found = {"ExecStart": ":" + " ".join(map(quoted, command)), **hardening, **service}
+    found = {"ExecStart": f":{command}", **hardening, **service}
     found["BindReadOnlyPaths"] = [quoted_path(path) for path in readable]
-    lines = ["[Unit]", f"Description={title}", f"After={' '.join(after)}", "", "[Service]"]
-    lines += [*_lines(found), "", "[Install]", f"WantedBy={' '.join(wanted_by)}"]
+    lines = ["[Unit]", f"Description={title}", f"After={' '.join(after)}"]
+    lines += [f"Wants={name}" for name in wants]
+    lines += ["", "[Service]", *_lines(found), "", "[Install]", f"WantedBy={' '.join(wanted_by)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -88,50 +91,64 @@ def exporter(command: Sequence[str], readable: Sequence[Path], loopback: bool) -
         "Type": "exec", "DynamicUser": True, "Restart": "always", "RestartSec": 10,
         "PrivateNetwork": False, "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX",
         "IPAddressAllow": "localhost", "MemoryDenyWriteExecute": False,
+        "ProtectProc": "default",  # the names of the processes that use the cards
     }  # fmt: skip
     if not loopback:
         service["IPAddressDeny"] = ""
     return _unit(
-        "GPU metrics for Prometheus", command, service, ["network.target"], ["multi-user.target"],
-        readable,
+        "GPU metrics for Prometheus", _words(command), service, ["network.target"],
+        ["multi-user.target"], readable,
     )  # fmt: skip
 
 
-def _script(name: str) -> tuple[list[str], Path]:
-    path = SCRIPTS / f"{name}.sh"
-    return [*_SHELL, str(path)], path
+def _words(command: Iterable[str]) -> str:
+    return " ".join(map(quoted, command))
+
+
+def _script(name: str, arguments: Sequence[str]) -> str:
+    """A command with the text of a script in it, without its comments: what root runs is then in
+    the unit, and not in a file that somebody else can write. systemd reads ``\\n`` as a line break,
+    and goes on in the next line behind a backslash.
+
+    Raises:
+        ValueError: an argument has a line break in it.
+    """
+    text = (SCRIPTS / f"{name}.sh").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    escaped = [
+        line.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + "\\n\\\n"
+        for line in lines
+    ]
+    return f'{_SHELL} "\\\n{"".join(escaped)}" {_words([name, *arguments])}'
 
 
 def power_cap(arguments: Sequence[str]) -> str:
     """Sets the limits once at every start: :func:`limits`."""
-    command, path = _script("power-limits")
     service = {"Type": "oneshot", "RemainAfterExit": True, "CapabilityBoundingSet": "CAP_SYS_ADMIN"}
     return _unit(
-        "Power limits of NVIDIA cards", [*command, SMI, *arguments], service,
-        ["nvidia-persistenced.service"], ["multi-user.target"], [path],
+        "Power limits of NVIDIA cards", _script("power-limits", [SMI, *arguments]), service,
+        [_PERSISTENCE], ["multi-user.target"], wants=[_PERSISTENCE],
     )  # fmt: skip
 
 
 def thermal_guard(arguments: Sequence[str]) -> str:
     """Lowers the limit of a card that is too hot: :func:`guarded`."""
-    command, path = _script("thermal-guard")
     service = {"CapabilityBoundingSet": "CAP_SYS_ADMIN", "Restart": "always", "RestartSec": 10}
     return _unit(
-        "Power limits of NVIDIA cards that are too hot", [*command, SMI, *arguments], service,
-        ["nvidia-persistenced.service", "legacy-cuda-power-cap.service"], ["multi-user.target"],
-        [path],
+        "Power limits of NVIDIA cards that are too hot",
+        _script("thermal-guard", [SMI, *arguments]), service,
+        [_PERSISTENCE, "legacy-cuda-power-cap.service"], ["multi-user.target"],
     )  # fmt: skip
 
 
 def resume(units: Sequence[str]) -> str:
     """Loads nvidia_uvm anew after a suspend, the units that use it stopped meanwhile."""
-    command, path = _script("resume")
     service = {
         "Type": "oneshot", "TimeoutStartSec": 120, "CapabilityBoundingSet": "CAP_SYS_MODULE",
         "DeviceAllow": [], "ProtectKernelModules": False,
         "SystemCallFilter": ["@system-service @module", "~@resources"],
     }  # fmt: skip
     return _unit(
-        "Load nvidia_uvm anew after a suspend", [*command, *units], service,
-        [*_SLEEPS, "nvidia-resume.service"], _SLEEPS, [path],
+        "Load nvidia_uvm anew after a suspend", _script("resume", units), service,
+        [*_SLEEPS, "nvidia-resume.service"], _SLEEPS,
     )  # fmt: skip

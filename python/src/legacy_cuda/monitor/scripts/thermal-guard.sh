@@ -16,7 +16,7 @@ done
 
 limit() {
   echo "card $1: power limit $2 W" >&2
-  "$smi" "--id=$1" "--power-limit=$2" >/dev/null
+  timeout -k 5 30 "$smi" "--id=$1" "--power-limit=$2" >/dev/null
 }
 
 restore() {
@@ -27,9 +27,16 @@ restore() {
 }
 trap restore TERM INT
 
+said=0
 query=index,pci.device_id,temperature.gpu,power.limit,power.min_limit,power.default_limit
 while true; do
-  readings=$("$smi" "--query-gpu=$query" --format=csv,noheader,nounits) || readings=
+  # It ends with an error when a card is lost, and tells of the others all the same.
+  status=0
+  readings=$(timeout -k 5 30 "$smi" "--query-gpu=$query" --format=csv,noheader,nounits) || status=$?
+  if [ "$status" -ne "$said" ]; then
+    echo "nvidia-smi ends with $status" >&2
+    said=$status
+  fi
   while IFS=', ' read -r index id degrees now least default; do
     id=${id,,}
     name="${id:6:4}:${id:2:4}"
