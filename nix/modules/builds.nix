@@ -142,23 +142,9 @@ in
       system.extraDependencies = lib.concatMap (gpus: packagesOf (lib.toList gpus)) cfg.serve.gpus;
 
       # NixOS's module leaves all of it open. The daemon's socket and a port are what it needs.
-      systemd.services.nix-serve.serviceConfig =
-        builtins.removeAttrs (import ./hardening.nix) [ "DeviceAllow" ]
-        // {
-          PrivateDevices = true;
-          PrivateNetwork = false;
-          IPAddressDeny = [ ];
-          RestrictAddressFamilies = [
-            "AF_INET"
-            "AF_INET6"
-            "AF_UNIX"
-          ];
-          ProcSubset = "pid";
-          SystemCallFilter = [
-            "@system-service"
-            "~@privileged"
-          ];
-        };
+      systemd.services.nix-serve.serviceConfig = import ./online.nix // {
+        ProcSubset = "pid";
+      };
     })
   ];
 }

@@ -114,25 +114,7 @@ in
 
       # NixOS's module leaves all of it open, and it only asks the server for something.
       services.ollama-model-loader = mkIf (cfg.models != [ ]) {
-        serviceConfig =
-          builtins.removeAttrs (import ./hardening.nix) [
-            "DeviceAllow"
-            "MemoryDenyWriteExecute"
-          ]
-          // {
-            PrivateDevices = true;
-            PrivateNetwork = false;
-            IPAddressDeny = [ ];
-            RestrictAddressFamilies = [
-              "AF_INET"
-              "AF_INET6"
-              "AF_UNIX"
-            ];
-            SystemCallFilter = [
-              "@system-service"
-              "~@privileged"
-            ];
-          };
+        serviceConfig = builtins.removeAttrs (import ./online.nix) [ "MemoryDenyWriteExecute" ];
       };
     };
 

@@ -29,7 +29,7 @@ from unittest.mock import patch
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[0] / "unit"))
 
-from machines import Machine  # noqa: E402
+from machines import Machine  # noqa: E402  # the path has to be set first
 
 from legacy_cuda import nvml  # noqa: E402
 from legacy_cuda.cli import doctor  # noqa: E402

@@ -356,6 +356,20 @@ def command(own: Path | None = None) -> list[str]:
     return [sys.executable, "-c", program]
 
 
+def run(variables: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run legacy-cuda with its own catalog, which ends without a traceback."""
+    done = subprocess.run(
+        [*command(), *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
 @dataclass
 class Box:
     """A home of its own, with the tiny stack's catalog and the index that serves it."""

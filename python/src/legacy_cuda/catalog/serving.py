@@ -101,21 +101,22 @@ def no_settings(engine: str) -> tuple[NoSetting, ...]:
     )
 
 
+def _quantisation(engine: str, method: str) -> dict[str, Any] | None:
+    rows = _rows()["quantisation"]
+    return next((row for row in rows if (row["engine"], row["name"]) == (engine, method)), None)
+
+
 def quantisation_min(engine: str, method: str) -> Capability | None:
     """The oldest capability on which an engine takes a quantisation; None where nothing is known of
     it."""
-    for row in _rows()["quantisation"]:
-        if (row["engine"], row["name"]) == (engine, method):
-            return Capability.parse(row["capability_min"])
-    return None
+    row = _quantisation(engine, method)
+    return Capability.parse(row["capability_min"]) if row else None
 
 
 def quantisation_note(engine: str, method: str) -> str:
     """What is to be said where an engine uses a quantisation; "" where nothing is."""
-    rows = (
-        row for row in _rows()["quantisation"] if (row["engine"], row["name"]) == (engine, method)
-    )
-    return next((str(row.get("note", "")) for row in rows), "")
+    row = _quantisation(engine, method)
+    return str(row.get("note", "")) if row else ""
 
 
 def needs_float32(engine: str, model_type: str) -> bool:

@@ -251,6 +251,11 @@ def devices(
     return planner.devices(cards, overhead, False if arguments.no_ecc else None, display)
 
 
+def context_of(arguments: argparse.Namespace, made_for: int | None) -> int:
+    """Tokens of each conversation: as asked for, else what suits a model made for so many."""
+    return int(arguments.context or min(_CONTEXT, made_for or _CONTEXT))
+
+
 def asked(
     arguments: argparse.Namespace, model: Model, cards: list[Gpu], cuda: tuple[int, int]
 ) -> tuple[Settings, tuple[Device, ...]]:
@@ -279,7 +284,7 @@ def asked(
             "each die of a card is a GPU of its own" if len(where) > len(cards) else "",
         )
     settings = Settings(
-        context=arguments.context or min(_CONTEXT, model.shape.context or _CONTEXT),
+        context=context_of(arguments, model.shape.context),
         parallel=arguments.parallel,
         keys=key_format,
         values=value_format,

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from legacy_cuda import sizes
 from legacy_cuda.catalog import CatalogError
 from legacy_cuda.cli import output
 from legacy_cuda.cli import plan as plan_command
+from legacy_cuda.engines import PORTS
 from legacy_cuda.errors import SurroundingsError, UserError
 
 if TYPE_CHECKING:
@@ -23,12 +25,9 @@ if TYPE_CHECKING:
     from legacy_cuda.planner.plan import Result
 
 _ENGINES = ("llama-server", "ollama", "vllm", "sglang")
-_PORTS = {"llama-server": 8080, "ollama": 11434, "vllm": 8000}
 # settings of a plan that the other engines do not have
 _LLAMA_ONLY = ("layers", "split", "batch", "unified", "kv_type", "flash_attention")
 _OLLAMA_TOO = ("kv_type", "flash_attention")
-_MIB = 1 << 20
-_CONTEXT = 4096  # tokens, unless something else is asked for
 # the quantisation in the tag of a model of Ollama's: 8b-llama3.1-q5_K_M
 _TAG = re.compile(r"(?:^|-)((?:iq|q)\d\w*|f16|fp16|bf16)$", re.IGNORECASE)
 _EPILOG = """examples:
@@ -196,7 +195,7 @@ def _refused(engine: str, cards: list[Gpu]) -> bool:
 def _address(arguments: argparse.Namespace) -> Any:
     from legacy_cuda.engines import Address
 
-    return Address(arguments.host, arguments.port or _PORTS[arguments.engine])
+    return Address(arguments.host, arguments.port or PORTS[arguments.engine])
 
 
 # What is to be run -------------------------------------------------------------------------------
@@ -270,14 +269,13 @@ def _ollama(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     unit_file = ollama.unit_file(arguments.unit)
     program = _ollama_program(arguments, unit_file)
     folder = ollama.libraries(program, kinds)
-    given = address if arguments.port or arguments.host != "127.0.0.1" else None
-    if not (arguments.drop_in or arguments.merged):
-        given = address
+    asked_for = arguments.port or arguments.host != "127.0.0.1"
+    left = (arguments.drop_in or arguments.merged) and not asked_for
     return Service(
         engine=ollama.NAME,
         model=arguments.model,
         command=(str(program), "serve"),
-        environment=ollama.environment(kinds, settings, given, folder),
+        environment=ollama.environment(kinds, settings, None if left else address, folder),
         address=address,
         health=ollama.HEALTH,
         metrics="",
@@ -347,7 +345,7 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     answer = resolve(cards, output.read_engine("vllm"))
     assert isinstance(answer, Stack)  # the refusal was said before
     where = plan_command.devices(arguments, cards, estimates.overhead(answer.facts.cuda))
-    context = arguments.context or min(_CONTEXT, found.shape.context or _CONTEXT)
+    context = plan_command.context_of(arguments, found.shape.context)
     setup = vllm.set_up(found.config, found.shape, found.size, where, context, arguments.parallel)
     if setup.refused and not arguments.anyway:
         print(f"vLLM does not serve {folder.name} on these cards: {setup.refused}", file=sys.stderr)
@@ -394,8 +392,8 @@ def _planned(arguments: argparse.Namespace, model: Model, cards: list[Gpu]) -> R
         raise UserError("this cannot be counted", str(error)) from error
     if result.fits or (arguments.anyway and not result.problem):
         return result
-    missing = -min(result.spare) / _MIB
-    why = result.problem or f"{missing:.0f} MiB are missing on the fullest GPU"
+    missing = sizes.mib(-min(result.spare))
+    why = result.problem or f"{missing} MiB are missing on the fullest GPU"
     print(f"{Path(arguments.model).name} does not fit: {why}", file=sys.stderr)
     print("  -> legacy-cuda plan with the same arguments says what does", file=sys.stderr)
     return None
@@ -513,7 +511,7 @@ def _compose(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
     if "--host" in words:
         words[words.index("--host") + 1] = inside.host
     if "OLLAMA_HOST" in environment:
-        environment["OLLAMA_HOST"] = inside.url.removeprefix("http://")
+        environment["OLLAMA_HOST"] = inside.netloc
     gpus = sum(card.dies for card in cards) if service.planned else 0
     if service.engine == "ollama":
         words, probe = words[1:], ["ollama", "list"]

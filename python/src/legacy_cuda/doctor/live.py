@@ -28,10 +28,13 @@ _ONE_STATE = ("GP100", "GV100")
 """Chips that have one performance state, P0 (sasha0552/nvidia-pstated #6, #7)."""
 
 
-def _seen(facts: Facts) -> Iterator[tuple[Device, Gpu | None, str]]:
-    """Every GPU that NVML lists: its card, where the catalog has it, and words for it."""
+def _seen(facts: Facts) -> Iterator[tuple[Device, Gpu | None, str, str]]:
+    """Every GPU that NVML lists: its card, where the catalog has it, words for it, and who says
+    what is known of it."""
+    if facts.nvml is None:
+        return
     known = {card.device.address: card for card in cards(facts)}
-    devices = facts.nvml.value.devices if facts.nvml else ()
+    devices, source = facts.nvml.value.devices, facts.nvml.source
     unseen = set(known) - {device.pci_address for device in devices}
     nameless = [device for device in devices if device.pci_address is None]
     for device in devices:
@@ -39,16 +42,17 @@ def _seen(facts: Facts) -> Iterator[tuple[Device, Gpu | None, str]]:
         if len(unseen) == len(nameless) == 1 and device in nameless:
             card = known[min(unseen)]  # a lost GPU does not tell where it is
         if card is not None:
-            yield device, card.gpu, where(card)
+            yield device, card.gpu, where(card), source
             continue
         gpu = catalog.identify(device.pci_id or "", device.memory_total_bytes)
         name = device.name or f"GPU {device.index}"
-        yield device, gpu, f"{name} at {device.pci_address}" if device.pci_address else name
+        words = f"{name} at {device.pci_address}" if device.pci_address else name
+        yield device, gpu, words, source
 
 
 def summary(facts: Facts) -> Iterator[str]:
     """What each GPU that answers is at, and where Ollama's models are, in words."""
-    for device, _, words in _seen(facts):
+    for device, _, words, _ in _seen(facts):
         if device.failure is not None:
             continue
         said = []
@@ -84,52 +88,50 @@ def asleep(facts: Facts) -> Seen:
     if facts.nvml is None or facts.nvml.value.start_s < SLOW:
         return
     found = list(_seen(facts))
-    if any(gpu is not None and gpu.facts.architecture == "Kepler" for _, gpu, _ in found):
+    if any(gpu is not None and gpu.facts.architecture == "Kepler" for _, gpu, _, _ in found):
         return
-    for device, gpu, words in found:
+    for device, gpu, words, source in found:
         idle = device.processes == () and device.display_active is False
         if device.persistence is False and idle and device.failure is None:
             yield Evidence(
                 f"{words}: persistence mode is off; the driver took "
                 f"{facts.nvml.value.start_s:.1f} s to start",
-                facts.nvml.source,
+                source,
                 gpu,
             )
 
 
 def lost(facts: Facts) -> Seen:
     """H2: NVML says that a GPU is lost."""
-    for device, gpu, words in _seen(facts):
+    for device, gpu, words, source in _seen(facts):
         if device.failure is not None and device.failure.error == "GPU_IS_LOST":
-            yield Evidence(
-                f"{words}: {device.failure}", facts.nvml.source if facts.nvml else "", gpu
-            )
+            yield Evidence(f"{words}: {device.failure}", source, gpu)
 
 
 def silent(facts: Facts) -> Seen:
     """S5: a call for a GPU did not come back. The first one is left out, in which the driver starts
     a GPU, and calls that were not made in time, on a machine that is busy."""
-    for device, gpu, words in _seen(facts):
+    for device, gpu, words, source in _seen(facts):
         failure = device.failure
         if failure is None or failure.error != "TIMED_OUT" or ", for " not in failure.call:
             continue
-        if facts.nvml is not None and not failure.call.startswith("nvmlDeviceGetHandle"):
+        if not failure.call.startswith("nvmlDeviceGetHandle"):
             call = failure.call.partition(",")[0]
-            yield Evidence(f"{words}: {call} did not come back", facts.nvml.source, gpu)
+            yield Evidence(f"{words}: {call} did not come back", source, gpu)
 
 
 def too_hot(facts: Facts) -> Seen:
     """H3: the clocks are lowered for heat."""
-    for device, gpu, words in _seen(facts):
+    for device, gpu, words, source in _seen(facts):
         reasons = [item for item in device.throttle_reasons or () if item in _HEAT]
-        if facts.nvml is None or not reasons:
+        if not reasons:
             continue
         said = [", ".join(reasons)]
         if device.temperature_c is not None:
             said.insert(0, f"{device.temperature_c} C")
         if device.clock_sm_mhz is not None and device.clock_sm_max_mhz:
             said.append(f"{device.clock_sm_mhz} of {device.clock_sm_max_mhz} MHz")
-        yield Evidence(f"{words}: {'; '.join(said)}", facts.nvml.source, gpu)
+        yield Evidence(f"{words}: {'; '.join(said)}", source, gpu)
 
 
 def _waits(device: Device) -> bool:
@@ -140,8 +142,8 @@ def _waits(device: Device) -> bool:
 def awake_for_nothing(facts: Facts) -> Seen:
     """H4: a Tesla of Pascal's smaller chips that nothing is computed on stays in its highest state,
     because a program holds memory of it."""
-    for device, gpu, words in _seen(facts):
-        if facts.nvml is None or gpu is None or not gpu.legacy or not gpu.data_center:
+    for device, gpu, words, source in _seen(facts):
+        if gpu is None or not gpu.legacy or not gpu.data_center:
             continue
         if gpu.facts.architecture != "Pascal" or gpu.chip in _ONE_STATE:
             continue
@@ -149,48 +151,48 @@ def awake_for_nothing(facts: Facts) -> Seen:
             yield Evidence(
                 f"{words}: P0 and {device.power_w:.0f} W at 0 % use, "
                 f"{(device.memory_used_bytes or 0) // MIB} MiB held",
-                facts.nvml.source,
+                source,
                 gpu,
             )
 
 
 def one_state(facts: Facts) -> Seen:
     """H5: a card with one performance state holds a program's memory and computes nothing."""
-    for device, gpu, words in _seen(facts):
-        if facts.nvml is None or gpu is None or gpu.chip not in _ONE_STATE:
+    for device, gpu, words, source in _seen(facts):
+        if gpu is None or gpu.chip not in _ONE_STATE:
             continue
         if _waits(device) and device.power_w is not None and device.clock_sm_mhz is not None:
             yield Evidence(
                 f"{words}: {device.power_w:.0f} W and {device.clock_sm_mhz} MHz at 0 % use",
-                facts.nvml.source,
+                source,
                 gpu,
             )
 
 
 def ecc_takes_memory(facts: Facts) -> Seen:
     """H6: ECC is on, and stays on, on a card that keeps its check bits in its memory."""
-    for device, gpu, words in _seen(facts):
-        if facts.nvml is None or gpu is None or not (gpu.memory_type or "").startswith("GDDR"):
+    for device, gpu, words, source in _seen(facts):
+        if gpu is None or not (gpu.memory_type or "").startswith("GDDR"):
             continue
         if device.ecc and device.ecc_pending is not False and device.memory_total_bytes:
             yield Evidence(
                 f"{words}: ECC is on, {device.memory_total_bytes // MIB} of {gpu.memory_mib} MiB",
-                facts.nvml.source,
+                source,
                 gpu,
             )
 
 
 def memory_errors(facts: Facts) -> Seen:
     """H10: errors that ECC could not mend since the driver was loaded, or memory to be retired."""
-    for device, gpu, words in _seen(facts):
+    for device, gpu, words, source in _seen(facts):
         said = []
         if device.ecc_uncorrected_volatile:
             count = device.ecc_uncorrected_volatile
             said.append(f"{count} uncorrected memory errors since the driver was loaded")
         if device.retired_pages_pending:
             said.append("pages of its memory wait to be retired")
-        if facts.nvml is not None and said:
-            yield Evidence(f"{words}: {'; '.join(said)}", facts.nvml.source, gpu)
+        if said:
+            yield Evidence(f"{words}: {'; '.join(said)}", source, gpu)
 
 
 # ------------------------------------------------------------------------ engines, containers
@@ -216,11 +218,12 @@ def engine_without_gpu(facts: Facts) -> Seen:
     """E22: llama-server is ready, or Ollama says that a model is on the GPU, and NVML lists no
     process of it. In a container NVML numbers processes otherwise, and on WSL2 it lists none, so
     nothing is said there."""
-    inside = facts.system is None or facts.system.container is not None
-    platform = facts.system.platform if facts.system else None
-    inside = inside or (platform is not None and platform.value == "WSL2")
+    if facts.system is None or facts.system.container is not None:
+        return
+    if facts.system.platform is not None and facts.system.platform.value == "WSL2":
+        return
     devices = facts.nvml.value.devices if facts.nvml else ()
-    if inside or not devices or any(device.processes is None for device in devices):
+    if not devices or any(device.processes is None for device in devices):
         return
     there = {process.pid for device in devices for process in device.processes or ()}
     running = facts.engines.processes if facts.engines else ()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+PORTS = {"llama-server": 8080, "ollama": 11434, "vllm": 8000}
+"""The ports of engines that are told of none: their documentation."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,14 @@ class Address:
     port: int = 8080
 
     @property
-    def url(self) -> str:
+    def netloc(self) -> str:
+        """Host and port as a URL has them."""
         name = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{name}:{self.port}"
+        return f"{name}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.netloc}"
 
 
 @dataclass(frozen=True)

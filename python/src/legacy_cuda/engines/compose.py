@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from legacy_cuda.catalog.serving import Image
-from legacy_cuda.engines import Service
+from legacy_cuda.engines import Address, Service
 
 
 def probe(port: int, path: str) -> list[str]:
@@ -32,12 +32,14 @@ def document(service: Service, image: Image, gpus: int, probe: list[str]) -> dic
         gpus: how many it gets, the first by slot; 0: none.
         probe: a command that ends with 0 once it serves.
     """
-    port = service.address.port
+    host, port = service.address.host, service.address.port
+    # Docker takes addresses only
+    outside = Address("127.0.0.1" if host == "localhost" else host, port)
     found: dict[str, Any] = {
         "image": image.name,
         "command": [_escaped(word) for word in service.command],
         "environment": {name: _escaped(value) for name, value in service.environment.items()},
-        "ports": [f"{_host(service.address.host)}:{port}:{port}"],
+        "ports": [f"{outside.netloc}:{port}"],
         "restart": "unless-stopped",
         "stop_grace_period": "30s",
         "cap_drop": ["ALL"],
@@ -73,12 +75,6 @@ def document(service: Service, image: Image, gpus: int, probe: list[str]) -> dic
     if service.writes:
         document["volumes"] = {"data": {}}
     return document
-
-
-def _host(host: str) -> str:
-    if host == "localhost":  # Docker takes addresses only
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _escaped(text: str) -> str:

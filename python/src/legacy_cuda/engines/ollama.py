@@ -17,7 +17,6 @@ from legacy_cuda.engines import Address
 from legacy_cuda.planner.placement import Settings
 
 NAME = PROGRAM = "ollama"
-PORT = 11434
 HEALTH = "/api/version"
 LOADED = "/api/ps"
 LOAD = "/api/generate"  # with a model and without a prompt: it is loaded
@@ -49,7 +48,7 @@ def environment(
         if not value.startswith("{"):
             found[row.name] = value
     if address is not None:
-        found["OLLAMA_HOST"] = address.url.removeprefix("http://")
+        found["OLLAMA_HOST"] = address.netloc
     if settings is not None:
         found["OLLAMA_CONTEXT_LENGTH"] = str(settings.context)
         found["OLLAMA_NUM_PARALLEL"] = str(settings.parallel)

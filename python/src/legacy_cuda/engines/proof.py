@@ -53,9 +53,7 @@ def prove(
     )
     unknown = any(process.memory_bytes is None for process in mine) or not mine
     if unknown and grown >= _LEAST * wanted:
-        return Proof(
-            True, f"{sizes.mib(grown)} MiB more in use on the GPUs, {sizes.mib(wanted)} planned"
-        )
+        return Proof(True, f"{sizes.mib(grown)} MiB more in use on the GPUs, {asked} planned")
     if not after.devices:
         return Proof(False, "the driver lists no GPU")
     seen = sizes.mib(max(taken, grown))

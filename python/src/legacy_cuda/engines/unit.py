@@ -8,6 +8,9 @@ from pathlib import Path
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:=+@[]")
 _CARDS = 16  # GPUs whose device nodes are made; a node without a GPU is of no use and no harm
+_MAKE_NODES = (
+    f"ExecStartPre=-+/usr/bin/nvidia-modprobe {' '.join(f'-c {n}' for n in range(_CARDS))} -u"
+)
 
 
 def quoted(word: str) -> str:
@@ -77,7 +80,6 @@ def unit(
         f"Environment={quoted(f'{name}={value}')}\n" for name, value in environment.items()
     )
     bound = "".join(f"BindReadOnlyPaths={quoted_path(path)}\n" for path in readable)
-    nodes = " ".join(f"-c {number}" for number in range(_CARDS))
     network = "IPAddressDeny=any\nIPAddressAllow=localhost\n" if loopback else ""
     allowed = " ".join(["AF_INET", "AF_INET6", "AF_UNIX", *families])
     if cache:
@@ -92,7 +94,7 @@ StartLimitBurst=10
 
 [Service]
 Type=exec
-ExecStartPre=-+/usr/bin/nvidia-modprobe {nodes} -u
+{_MAKE_NODES}
 ExecStart=:{" ".join(quoted(word) for word in command)}
 {variables}# Environment=CUDA_VISIBLE_DEVICES=1   another GPU, by slot
 Restart=always
@@ -149,13 +151,12 @@ def drop_in(variables: Mapping[str, tuple[str, str]], devices: bool) -> str:
     """
     lines = []
     if devices:
-        nodes = " ".join(f"-c {number}" for number in range(_CARDS))
         lines += [
             "[Unit]",
             "Wants=modprobe@nvidia_uvm.service",
             "After=modprobe@nvidia_uvm.service",
         ]
-        lines += ["", "[Service]", f"ExecStartPre=-+/usr/bin/nvidia-modprobe {nodes} -u"]
+        lines += ["", "[Service]", _MAKE_NODES]
     else:
         lines += ["[Service]"]
     for name, (value, why) in variables.items():

@@ -45,6 +45,12 @@ _COUNTS: Mapping[str, Mapping[str, str]] = {
 }
 # what its processes on a GPU are called, by a part of the name in /proc, in small letters
 _PROCESSES = {llama_server.NAME: "llama-server", vllm.NAME: "vllm", ollama.NAME: "ollama"}
+# where each says whether it serves, and where it says more
+_PATHS = {
+    llama_server.NAME: (llama_server.HEALTH, llama_server.METRICS),
+    vllm.NAME: (vllm.HEALTH, vllm.METRICS),
+    ollama.NAME: (ollama.HEALTH, ollama.LOADED),
+}
 KINDS = tuple(_COUNTS)
 
 
@@ -58,10 +64,7 @@ class Engine:
     @property
     def paths(self) -> tuple[str, str]:
         """Where it says whether it serves, and where it says more."""
-        if self.kind == ollama.NAME:
-            return ollama.HEALTH, ollama.LOADED
-        metrics = llama_server.METRICS if self.kind == llama_server.NAME else vllm.METRICS
-        return (llama_server.HEALTH if self.kind == llama_server.NAME else vllm.HEALTH), metrics
+        return _PATHS[self.kind]
 
 
 @dataclass(frozen=True, slots=True)

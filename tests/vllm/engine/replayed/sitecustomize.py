@@ -36,7 +36,8 @@ class Told(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.inner.exec_module(module)
         major, minor = os.environ["LEGACY_CUDA_REPLAY_NVML"].split(".")
         told = int(major), int(minor)
-        module.nvmlDeviceGetCudaComputeCapability = lambda handle: told  # type: ignore[attr-defined]
+        pynvml: Any = module
+        pynvml.nvmlDeviceGetCudaComputeCapability = lambda handle: told
 
 
 if "LEGACY_CUDA_REPLAY_NVML" in os.environ:

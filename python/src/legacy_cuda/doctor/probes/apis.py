@@ -12,9 +12,9 @@ from legacy_cuda.doctor import loopback, units
 from legacy_cuda.doctor.facts import Answer, LoadedModel, Service
 from legacy_cuda.doctor.place import Place
 from legacy_cuda.doctor.probes import engines
+from legacy_cuda.engines import PORTS
 
-PORTS = {"ollama": 11434, "llama-cpp": 8080, "vllm": 8000}
-"""The ports of engines that are told of none: their documentation."""
+_PORTS = {"ollama": PORTS["ollama"], "llama-cpp": PORTS["llama-server"], "vllm": PORTS["vllm"]}
 _PATHS = {"ollama": "/api/ps", "llama-cpp": "/health", "vllm": "/metrics"}
 _MOST = 4  # addresses that are asked
 _MODELS = 50
@@ -52,7 +52,7 @@ def answers(services: Iterable[Service]) -> Iterator[Answer]:
 def port_of(service: Service) -> int | None:
     """The port that a service listens on; None where it listens on another address only, or on
     what is no port, or nothing is known of its engine."""
-    if service.engine not in PORTS:
+    if service.engine not in _PORTS:
         return None
     host = said = None
     if service.engine == "ollama":
@@ -68,7 +68,7 @@ def port_of(service: Service) -> int | None:
         return None
     if said and not re.fullmatch(r"[0-9]{1,5}", said):
         return None
-    port = int(said) if said else PORTS[service.engine]
+    port = int(said) if said else _PORTS[service.engine]
     return port if 0 < port < 65536 else None
 
 
