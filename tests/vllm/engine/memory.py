@@ -4,7 +4,8 @@
 
 On a GPU with more memory than the card, replayed: vLLM is told to take nine tenths of the card's
 MIB, loads a model of that shape, runs its profile and divides the rest into blocks. What CUDA takes
-by itself on the GPU at hand is counted as vLLM counts it. One JSON document says what it came to,
+by itself on the GPU at hand is counted as vLLM counts it, so that nothing else may begin or end on
+it meanwhile. One JSON document says what it came to,
 or why there is no room. A file of the shape of Q4_K_M is written below FOLDER, 4.4 GiB of zeros.
 """
 
@@ -38,6 +39,8 @@ CONFIG = {
 GPTQ = {
     **{"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
     "checkpoint_format": "gptq",
+    # without it vLLM reads from the checkpoint which layers are quantized, and here is none
+    "modules_in_block_to_quantize": ["self_attn", "mlp"],
 }
 TOLD = (
     r"Model loading took ([\d.]+) GiB",
@@ -142,6 +145,9 @@ def main() -> None:
             dtype="float16",
             max_model_len=4096,
             enforce_eager=True,
+            # what `vllm serve` takes on a GPU with less than 70 GiB (get_batch_defaults)
+            max_num_batched_tokens=2048,
+            max_num_seqs=256,
             gpu_memory_utilization=0.9 * (options.mib << 20) / total,
         )
         cache = llm.llm_engine.vllm_config.cache_config

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,26 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs")
+    parser.add_argument(
+        "--dequantize", action="store_true", help="GGUF's weights are dequantized, then multiplied"
+    )
     parser.add_argument("--lead", type=float, default=0.0, help="what leads may be overlooked")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=JSON")
     options = parser.parse_args()
 
+    if options.dequantize:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
     import torch
     from vllm.inputs import TokensPrompt
+    from vllm.model_executor.layers.quantization import gguf
 
     from vllm import LLM, SamplingParams
+
+    if options.dequantize:  # so that activations are not rounded to eight bits
+        gguf.MMVQ_QUANT_TYPES.clear()
+        gguf.MMQ_QUANT_TYPES.clear()
 
     rows = json.loads((options.folder / "expected.json").read_text())["rows"]
     started = time.time()
@@ -77,6 +89,7 @@ def main() -> int:
     document: dict[str, Any] = {
         "model": options.folder.name,
         "settings": settings,
+        "dequantized": options.dequantize,
         "device": torch.cuda.get_device_name(),
         "capability": torch.cuda.get_device_capability(),
         "seconds to load": round(loaded, 1),
