@@ -275,9 +275,32 @@ def rounded(x: Any) -> Any:
     return (codes.double() * scale.half().double()).reshape(x.shape)
 
 
-def product(x: Any, values: Any) -> tuple[Any, Any]:
+# Where in a block of these types the whole numbers begin. What is added to all of them goes with
+# the sum of the activations, which is taken before they are rounded; of K's types in products of
+# matrices only.
+NUMBERS = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q5_1": 4, "Q4_K": 16, "Q5_K": 16}
+
+
+def added(name: str, raw: Any, values: Any, vector: bool) -> Any:
+    """The part of the weights that goes with the sum of the activations, like ``values``."""
+    kind = gguf.GGMLQuantizationType[name]
+    blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1]).clone()
+    if name == "IQ1_S":  # a bit of each group says whether an eighth is added or subtracted
+        blocks[:, 35::2] ^= 0x80
+    elif name in NUMBERS and not (vector and name.endswith("K")):
+        blocks[:, NUMBERS[name] :] = 0
+    else:
+        return torch.zeros_like(values)
+    changed = gguf.quants.dequantize(blocks.cpu().numpy(), kind)
+    changed = torch.from_numpy(changed).to(values.device).double().reshape(values.shape)
+    return (values - changed) / 2 if name == "IQ1_S" else changed
+
+
+def product(x: Any, values: Any, sums: Any) -> tuple[Any, Any]:
+    """What the kernels compute, and the size of a sum of so many terms; ``sums`` by ``added``."""
     exact = rounded(x)
-    return exact @ values.T, (exact.square() @ values.square().T).sqrt()
+    expected = exact @ values.T + (x.double() - exact) @ sums.T
+    return expected, (exact.square() @ values.square().T).sqrt()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -287,7 +310,7 @@ def test_ggml_mul_mat_vec(dtype: Any, name: str, rows: int) -> None:
     raw, values, kind = weights(name, 96, 1024)
     x = torch.randn(rows, 1024).to(dtype)
     found = torch.ops._C.ggml_mul_mat_vec_a8(raw, x, kind, 96)
-    expected, terms = product(x, values)
+    expected, terms = product(x, values, added(name, raw, values, vector=True))
     close_sum(found, expected, terms, 64 if dtype is BFLOAT16 else 24)
 
 
@@ -299,7 +322,7 @@ def test_ggml_mul_mat(dtype: Any, name: str, rows: int, size_n: int) -> None:
     raw, values, kind = weights(name, size_n, 512)
     x = torch.randn(rows, 512).to(dtype)
     found = torch.ops._C.ggml_mul_mat_a8(raw, x, kind, size_n)
-    expected, terms = product(x, values)
+    expected, terms = product(x, values, added(name, raw, values, vector=False))
     close_sum(found, expected, terms, 64 if dtype is BFLOAT16 else 24)
 
 
@@ -326,7 +349,7 @@ def test_ggml_moe(dtype: Any, name: str) -> None:
         *(x, raw.reshape(experts, size_n, -1), *sorted_tokens(chosen, experts, block)),
         *(kind, size_n, top, tokens),
     )
-    every, terms = product(x, values)
+    every, terms = product(x, values, added(name, raw, values, vector=False))
     at = chosen.long()[..., None] * size_n + torch.arange(size_n)
     every, terms = (
         part[:, None].expand(-1, top, -1).gather(2, at).reshape(tokens * top, size_n)
@@ -345,7 +368,7 @@ def test_ggml_moe_vec(dtype: Any, name: str) -> None:
     found = torch.ops._C.ggml_moe_a8_vec(
         x, raw.reshape(experts, size_n, -1), chosen, top, kind, size_n, tokens
     )
-    every, terms = product(x, values)
+    every, terms = product(x, values, added(name, raw, values, vector=True))
     at = chosen.long()[..., None] * size_n + torch.arange(size_n)
     every, terms = (
         part[:, None].expand(-1, top, -1).gather(2, at).reshape(tokens * top, size_n)
