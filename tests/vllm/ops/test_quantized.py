@@ -276,24 +276,29 @@ def rounded(x: Any) -> Any:
 
 
 # Where in a block of these types the whole numbers begin. What is added to all of them goes with
-# the sum of the activations, which is taken before they are rounded; of K's types in products of
-# matrices only.
-NUMBERS = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 2, "Q5_1": 4, "Q4_K": 16, "Q5_K": 16}
+# the sum of the activations, which is taken before they are rounded: always, in products with a
+# vector, or in those of matrices.
+NUMBERS = {"Q4_0": 2, "Q4_1": 4, "Q5_1": 4}
+OF_VECTORS = {**NUMBERS, "Q5_0": 2}
+OF_MATRICES = {**NUMBERS, "Q4_K": 16, "Q5_K": 16}
 
 
 def added(name: str, raw: Any, values: Any, vector: bool) -> Any:
     """The part of the weights that goes with the sum of the activations, like ``values``."""
     kind = gguf.GGMLQuantizationType[name]
     blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1]).clone()
+    first = (OF_VECTORS if vector else OF_MATRICES).get(name)
     if name == "IQ1_S":  # a bit of each group says whether an eighth is added or subtracted
         blocks[:, 35::2] ^= 0x80
-    elif name in NUMBERS and not (vector and name.endswith("K")):
-        blocks[:, NUMBERS[name] :] = 0
+    elif first is not None:
+        blocks[:, first:] = 0
     else:
         return torch.zeros_like(values)
     changed = gguf.quants.dequantize(blocks.cpu().numpy(), kind)
     changed = torch.from_numpy(changed).to(values.device).double().reshape(values.shape)
-    return (values - changed) / 2 if name == "IQ1_S" else changed
+    if name == "IQ1_S":  # and the grid, -1 to 1, is multiplied as 0 to 2
+        return (values - changed) / 2 - 4 * (values - changed).abs()
+    return changed
 
 
 def product(x: Any, values: Any, sums: Any) -> tuple[Any, Any]:
