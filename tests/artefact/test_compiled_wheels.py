@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -71,6 +72,14 @@ extern "C" int run%(n)d(float *a) {
     kernel%(n)d<<<1, 32>>>(a, 1.0f);
     return cudaGetLastError();
 }
+"""
+# Nothing here can be seen by others: what it is called comes of the text that the preprocessor
+# leaves, and in that of the header is __FILE__, in the toolchain's folder.
+LOCAL = """
+#include <cub/cub.cuh>
+static __device__ void one(float *to) { *to = 1; }
+template <void (*F)(float *)> static __global__ void each(float *to) { F(to + threadIdx.x); }
+namespace { struct Starter { Starter() { each<one><<<1, 32>>>(nullptr); } } starter; }
 """
 PYPROJECT = """
 [build-system]
@@ -286,6 +295,24 @@ def test_the_same_bytes_through_ccache(workshop: Workshop) -> None:
     figures = dict(line.split() for line in told.stdout.splitlines())
     hits = int(figures["direct_cache_hit"]) + int(figures["preprocessed_cache_hit"])
     assert hits >= FILES  # the second one's, from another folder
+
+
+def test_the_same_bytes_with_a_toolchain_in_another_folder(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """And through ccache, if it is there."""
+    content = {**files(), "src/local.cu": LOCAL}
+    content["CMakeLists.txt"] = CMAKE % "src/local.cu"
+    workshop.archive, workshop.facts = sdist(tmp_path, content)
+    first = workshop.build(workshop.order("3.7"))
+    inside = members(first.path)["tiny_cuda/libtiny.so"]
+    assert re.search(rb"_INTERNAL_[0-9a-f]{8}_8_local_cu_[0-9a-f]{8}3one", inside)
+    here, workshop.toolchain = workshop.toolchain, tmp_path / "elsewhere" / workshop.toolchain.name
+    unused = shutil.ignore_patterns("libcublas*")
+    shutil.copytree(here, workshop.toolchain, symlinks=True, ignore=unused)
+    for copy, ccache in enumerate((None, shutil.which("ccache")), 1):
+        order = replace(workshop.order("3.7"), ccache=ccache)
+        assert workshop.build(order, copy=copy).sha256 == first.sha256
 
 
 def test_a_toolkit_of_the_machine(workshop: Workshop) -> None:

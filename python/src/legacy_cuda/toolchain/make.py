@@ -48,9 +48,11 @@ LIBRARIES =+ $(_SPACE_) "-L$(TOP)/lib64/stubs" "-L$(TOP)/lib64"
 """
 
 # Paths in what is compiled (__FILE__, debugging information) are those of no machine: the
-# toolchain's and, where environ.ROOT is set, the build's.
+# toolchain's and, where environ.ROOT is set, the build's. nvcc writes the toolchain's through bin,
+# CMake does not; of two options that fit, gcc takes the last.
 _MAPPED = f"""\
-set -- "-ffile-prefix-map=$here/..=/toolchain" "$@"
+set -- "-ffile-prefix-map=$(cd "$here/.." && pwd -P)=/toolchain" \\
+    "-ffile-prefix-map=$here/..=/toolchain" "$@"
 [ -z "${environ.ROOT}" ] || set -- "-ffile-prefix-map=${environ.ROOT}={environ.MAPPED}" "$@"
 [ -z "${environ.RELATIVE}" ] ||
     set -- "-ffile-prefix-map=${environ.RELATIVE}={environ.MAPPED}/" "$@"
