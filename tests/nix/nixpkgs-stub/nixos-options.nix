@@ -36,12 +36,15 @@ in
     warnings = strings;
     meta.maintainers = list;
     system.stateVersion = required types.str;
-    system.extraDependencies = list;
+    system.extraDependencies = option (types.listOf types.package) [ ];
     nix = {
-      distributedBuilds = off;
-      buildMachines = option (types.listOf types.attrs) [ ];
+      enable = option types.bool true;
       settings = option (types.attrsOf types.anything) { };
       package = option types.package pkgs.nix;
+    }
+    // unlessUpstream "nix-remote-build" {
+      distributedBuilds = off;
+      buildMachines = option (types.listOf types.attrs) [ ];
     };
     ids = {
       uids = anything;
@@ -54,9 +57,22 @@ in
     networking.hostName = required types.str;
     networking.firewall.allowedTCPPorts = option (types.listOf types.port) [ ];
     virtualisation = {
-      podman.enable = off;
-      docker.enable = off;
-      docker.enableNvidia = off;
+      containers.containersConf.settings = anything;
+      podman = {
+        enable = off;
+        enableNvidia = off;
+      };
+      docker = {
+        enable = off;
+        enableNvidia = off;
+        package = option types.package pkgs.docker;
+        extraPackages = list;
+        daemon.settings = anything;
+        rootless = {
+          daemon.settings = anything;
+          extraPackages = list;
+        };
+      };
     };
 
     boot = {
@@ -80,8 +96,8 @@ in
         extraPackages = list;
         extraPackages32 = list;
       };
-      nvidia-container-toolkit.enable = off;
     }
+    // unlessUpstream "container-toolkit" { nvidia-container-toolkit.enable = off; }
     // unlessUpstream "nvidia" {
       nvidia = {
         open = option (types.nullOr types.bool) null;
