@@ -14,6 +14,9 @@ let
   required = type: mkOption { inherit type; };
   off = option types.bool false;
   strings = option (types.listOf types.str) [ ];
+  unitNames = option (types.listOf (
+    types.strMatching "[a-zA-Z0-9@%:_.-]+[.](service|socket|device|mount|automount|swap|target|path|timer|scope|slice)"
+  )) [ ];
   anything = option types.anything { };
   lines = option types.lines "";
   list = option (types.listOf types.raw) [ ];
@@ -209,13 +212,13 @@ in
           options = {
             enable = option types.bool true;
             description = option types.str "";
-            after = strings;
-            before = strings;
-            bindsTo = strings;
-            requires = strings;
-            requiredBy = strings;
-            wants = strings;
-            wantedBy = strings;
+            after = unitNames;
+            before = unitNames;
+            bindsTo = unitNames;
+            requires = unitNames;
+            requiredBy = unitNames;
+            wants = unitNames;
+            wantedBy = unitNames;
             path = list;
             preStart = lines;
             script = lines;
