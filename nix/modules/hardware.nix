@@ -326,6 +326,12 @@ in
         };
       };
 
+      # NixOS's own lists the devices once, and only hopes that the driver is there by then.
+      nvidia-container-toolkit-cdi-generator = mkIf config.hardware.nvidia-container-toolkit.enable {
+        wants = [ "legacy-cuda-ready.service" ];
+        after = [ "legacy-cuda-ready.service" ];
+      };
+
       legacy-cuda-power-limits = mkIf (limits != [ ]) {
         description = "Power limits of NVIDIA cards";
         wantedBy = [ "multi-user.target" ];

@@ -60,14 +60,15 @@ in
     };
 
     model = mkOption {
-      type = types.nullOr types.str;
+      # The server starts in a folder of its own, and the option of NixOS 26.05 behind this is a path.
+      type = types.nullOr (types.strMatching "/.+");
       default = null;
       example = "/srv/models/model.gguf";
       description = "The model to load. Either this or `modelsDir` has to be set.";
     };
 
     modelsDir = mkOption {
-      type = types.nullOr types.str;
+      type = types.nullOr (types.strMatching "/.+");
       default = null;
       example = "/srv/models";
       description = "A folder with models, which a request chooses from.";

@@ -44,7 +44,7 @@ in
     };
 
     modelsDir = mkOption {
-      type = types.nullOr types.str;
+      type = types.nullOr (types.strMatching "/.+");
       default = null;
       example = "/srv/models";
       description = ''

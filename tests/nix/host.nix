@@ -98,10 +98,19 @@ in
       "scrapeConfigs"
       "ruleFiles"
     ] config.services.prometheus;
-    grafana = pick [
-      "settings"
-      "provision"
-    ] config.services.grafana;
+    grafana =
+      let
+        inherit (config.services) grafana;
+      in
+      if grafana.enable then
+        {
+          inherit (grafana) settings;
+          provision = {
+            inherit (grafana.provision) enable datasources dashboards;
+          };
+        }
+      else
+        null;
     nix-serve = pick [
       "bindAddress"
       "port"

@@ -44,7 +44,7 @@ def evaluate_templates(outputs: Outputs, templates: Sequence[str]) -> dict[str, 
 
 def _show(name: str, host: Host, folder: Path) -> None:
     print(f"=== {name}")
-    for key in ("kernel", "nvidia", "notes", "tmpfiles", "firewall", "users", "failed"):
+    for key in ("kernel", "nvidia", "notes", "tmpfiles", "firewall", "users", "failed", "warnings"):
         print(f"{key}: {host[key]}")
     for service, settings in host["services"].items():
         if settings is not None:

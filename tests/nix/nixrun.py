@@ -94,9 +94,11 @@ NIXOS_25_11 = """\
 
 # Modules of NixOS that ours build on.
 UPSTREAM = {
+    "container-toolkit": "nixos/modules/services/hardware/nvidia-container-toolkit/default.nix",
     "grafana": "nixos/modules/services/monitoring/grafana.nix",
     "llama-cpp": "nixos/modules/services/misc/llama-cpp.nix",
     "litellm": "nixos/modules/services/misc/litellm.nix",
+    "nix-remote-build": "nixos/modules/config/nix-remote-build.nix",
     "nix-serve": "nixos/modules/services/networking/nix-serve.nix",
     "nvidia": "nixos/modules/hardware/video/nvidia.nix",
     "ollama": "nixos/modules/services/misc/ollama.nix",
@@ -110,10 +112,14 @@ def _take_from(checkout: Path, folder: Path) -> None:
     for name in ("nixpkgs", "nixpkgs-25_11"):
         shutil.copytree(checkout / "lib", folder / name / "lib")
         (folder / name / "lib.nix").write_text("import ./lib\n")
-        there = [module for module in UPSTREAM if (checkout / UPSTREAM[module]).exists()]
-        for module in there:
-            shutil.copy(checkout / UPSTREAM[module], folder / name / f"upstream-{module}.nix")
-        upstream = " ".join(f"{module} = ./upstream-{module}.nix;" for module in there)
+        there = {name: file for name, file in UPSTREAM.items() if (checkout / file).exists()}
+        for file in map(Path, there.values()):
+            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+            # a folder's module with the files beside it
+            beside = (checkout / file).parent.iterdir() if file.name == "default.nix" else []
+            for source in [checkout / file, *(one for one in beside if one.is_file())]:
+                shutil.copy(source, folder / name / file.parent)
+        upstream = " ".join(f"{module} = ./{file};" for module, file in there.items())
         (folder / name / "upstream.nix").write_text(f"{{ {upstream} }}\n")
 
 

@@ -120,6 +120,7 @@ def test_hosts_of_the_virtual_machines(outputs: Outputs) -> None:
         assert one["failed"] == [] and one["nvidia"] is None
         # the one wants a driver, the other is unfree
         assert one["containers"] is False and one["web-ui"] is None
+        assert "nvidia-container-toolkit-cdi-generator" not in one["units"]
         guarded = "legacy-cuda-thermal-guard" in one["units"]
         assert guarded is (template in ("p40", "p4-edge"))
         assert ("legacy-cuda-idle-power" in one["units"]) is (template == "p40")
@@ -670,6 +671,31 @@ def test_options_of_this_nixos_and_of_a_later_one(outputs: Outputs, later: bool)
         }
 
 
+def test_containers_are_told_of_the_cards_when_the_driver_is_there(hosts: dict[str, Host]) -> None:
+    """Listed earlier, there are none; and where containers are not asked for, there is no unit."""
+    generator = "nvidia-container-toolkit-cdi-generator"
+    assert [name for name, host in hosts.items() if generator in host["units"]] == ["p4-edge"]
+    unit = hosts["p4-edge"]["units"][generator]
+    assert unit["wants"] == ["legacy-cuda-ready.service"]
+    assert "legacy-cuda-ready.service" in unit["after"]
+
+
+@pytest.mark.parametrize("option", ["llama-cpp.model", "llama-cpp.modelsDir", "ollama.modelsDir"])
+def test_models_are_named_from_the_root_on(outputs: Outputs, option: str) -> None:
+    """An engine starts in a folder of its own; said of our option, not of NixOS's behind it."""
+    said = outputs.fails(
+        f"""
+        let {HELPERS} in (machine {{
+          hardware.legacy-cuda.gpus = [ "p40" ];
+          services.legacy-cuda.{option} = "models";
+          services.legacy-cuda.{option.split(".")[0]}.enable = true;
+        }}).failed
+        """
+    )
+    assert f"option `services.legacy-cuda.{option}' is not of type" in said
+    assert "string matching the pattern /.+" in said
+
+
 def test_an_engine_waits_for_the_driver(hosts: dict[str, Host]) -> None:
     """One that starts earlier stays on the CPU and does not say so."""
     for host in hosts.values():
@@ -751,7 +777,7 @@ def ask(
                       else {{
                         ${{engine}} = {{ enable = true; }}
                           // (if builtins.elem engine [ "llama-cpp" "vllm" ]
-                            then {{ model = "m"; }} else {{ }});
+                            then {{ model = "/m"; }} else {{ }});
                       }};
                   }}
                 ];

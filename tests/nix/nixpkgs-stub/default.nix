@@ -109,6 +109,7 @@ let
       writeShellApplication = arguments: record arguments.name arguments;
       writeShellScriptBin = name: text: record name { inherit text; };
       writeShellScript = name: text: record name { inherit text; };
+      writeScriptBin = name: text: record name { inherit text; };
       fetchurl = arguments: record "source" arguments;
       fetchFromGitHub = arguments: record "source" arguments;
       linkFarm = name: entries: record name { inherit entries; };
@@ -117,22 +118,40 @@ let
       pkgsi686Linux = final // {
         stdenv.is32bit = true;
       };
-      formats.keyValue = _: {
-        type = lib.types.attrs;
-        generate = name: value: record name { inherit value; };
-      };
-      formats.yaml = _: {
-        type = lib.types.anything;
-        generate = name: value: record name { inherit value; };
-      };
-      formats.ini = _: {
-        type = lib.types.attrsOf (lib.types.attrsOf lib.types.anything);
-        generate = name: value: record name { inherit value; };
-      };
+      # Only NixOS's own modules ask for these, which come with the real lib: its types, as nixpkgs
+      # puts them together.
+      formats =
+        let
+          inherit (lib.types)
+            attrsOf
+            either
+            nonEmptyListOf
+            nullOr
+            oneOf
+            ;
+          atom = nullOr (oneOf [
+            lib.types.bool
+            lib.types.int
+            lib.types.float
+            lib.types.str
+          ]);
+          format = type: _: {
+            inherit type;
+            generate = name: value: record name { inherit value; };
+          };
+        in
+        {
+          keyValue = format (attrsOf atom);
+          yaml = format (lib.types.serializableValueWith { typeName = "YAML 1.1"; });
+          ini = format (attrsOf (attrsOf (either atom (nonEmptyListOf atom))));
+        };
       writeText = name: text: record name { inherit text; };
       nix = plain "nix" // {
         version = "2.31";
         out = plain "nix";
+      };
+      docker = plain "docker" // {
+        version = "28.5.2";
       };
       bzip2 = plain "bzip2" // {
         bin = plain "bzip2-bin";
@@ -255,16 +274,21 @@ let
       "egl-x11"
       "findutils"
       "gawk"
+      "glibc"
       "gnused"
       "grafana"
+      "jq"
+      "kbd"
       "kmod"
       "litellm"
       "lndir"
       "makeBinaryWrapper"
       "ninja"
       "nix-serve"
+      "nvidia-container-toolkit"
       "nvidia-vaapi-driver"
       "open-webui"
+      "parallel"
       "systemd"
       "uv"
       "zlib"

@@ -187,6 +187,11 @@ let
     lines = simple "strings" isString // {
       merge = _: concatStringsSep "\n";
     };
+    strMatching =
+      pattern:
+      simple "string matching the pattern ${pattern}" (
+        value: isString value && builtins.match pattern value != null
+      );
     path = simple "path" (value: isPath value || isString value || value ? outPath);
     package = simple "package" (value: isAttrs value && value ? outPath);
     raw = simple "raw value" (_: true);

@@ -14,6 +14,9 @@ let
   required = type: mkOption { inherit type; };
   off = option types.bool false;
   strings = option (types.listOf types.str) [ ];
+  unitNames = option (types.listOf (
+    types.strMatching "[a-zA-Z0-9@%:_.-]+[.](service|socket|device|mount|automount|swap|target|path|timer|scope|slice)"
+  )) [ ];
   anything = option types.anything { };
   lines = option types.lines "";
   list = option (types.listOf types.raw) [ ];
@@ -36,12 +39,15 @@ in
     warnings = strings;
     meta.maintainers = list;
     system.stateVersion = required types.str;
-    system.extraDependencies = list;
+    system.extraDependencies = option (types.listOf types.package) [ ];
     nix = {
-      distributedBuilds = off;
-      buildMachines = option (types.listOf types.attrs) [ ];
+      enable = option types.bool true;
       settings = option (types.attrsOf types.anything) { };
       package = option types.package pkgs.nix;
+    }
+    // unlessUpstream "nix-remote-build" {
+      distributedBuilds = off;
+      buildMachines = option (types.listOf types.attrs) [ ];
     };
     ids = {
       uids = anything;
@@ -54,9 +60,22 @@ in
     networking.hostName = required types.str;
     networking.firewall.allowedTCPPorts = option (types.listOf types.port) [ ];
     virtualisation = {
-      podman.enable = off;
-      docker.enable = off;
-      docker.enableNvidia = off;
+      containers.containersConf.settings = anything;
+      podman = {
+        enable = off;
+        enableNvidia = off;
+      };
+      docker = {
+        enable = off;
+        enableNvidia = off;
+        package = option types.package pkgs.docker;
+        extraPackages = list;
+        daemon.settings = anything;
+        rootless = {
+          daemon.settings = anything;
+          extraPackages = list;
+        };
+      };
     };
 
     boot = {
@@ -80,8 +99,8 @@ in
         extraPackages = list;
         extraPackages32 = list;
       };
-      nvidia-container-toolkit.enable = off;
     }
+    // unlessUpstream "container-toolkit" { nvidia-container-toolkit.enable = off; }
     // unlessUpstream "nvidia" {
       nvidia = {
         open = option (types.nullOr types.bool) null;
@@ -193,13 +212,13 @@ in
           options = {
             enable = option types.bool true;
             description = option types.str "";
-            after = strings;
-            before = strings;
-            bindsTo = strings;
-            requires = strings;
-            requiredBy = strings;
-            wants = strings;
-            wantedBy = strings;
+            after = unitNames;
+            before = unitNames;
+            bindsTo = unitNames;
+            requires = unitNames;
+            requiredBy = unitNames;
+            wants = unitNames;
+            wantedBy = unitNames;
             path = list;
             preStart = lines;
             script = lines;

@@ -17,14 +17,20 @@ let
       })
     ]
     ++ modules;
-    specialArgs.pkgs =
-      if pkgs != null then
-        pkgs
-      else
-        import ./. {
-          inherit system;
-          inherit (evaluated.config.nixpkgs) config;
-        };
+    specialArgs = {
+      pkgs =
+        if pkgs != null then
+          pkgs
+        else
+          import ./. {
+            inherit system;
+            inherit (evaluated.config.nixpkgs) config;
+          };
+      # Of what NixOS gives its own modules: the words of a command, quoted for systemd.
+      utils.escapeSystemdExecArgs = lib.concatMapStringsSep " " (
+        word: builtins.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON (toString word))
+      );
+    };
   };
 in
 evaluated
