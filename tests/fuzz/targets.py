@@ -434,7 +434,7 @@ def fuzz_machine(data: bytes) -> None:
 
 def fuzz_answer(data: bytes) -> None:
     """What an engine answers is read or not; nothing is raised."""
-    for engine in apis.PORTS:
+    for engine in apis._PORTS:
         service = Service("a.service", engine, Fact((), "unit"), (), None)
         answer = apis._read(service, data, "x")
         assert answer is None or all(item.size > 0 for item in answer.models)

@@ -139,7 +139,7 @@ def test_no_more_than_a_few_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(apis.answers(many)) == [] and asked == [9000, 9001, 9002, 9003]
 
 
-@given(st.binary(max_size=400), st.sampled_from(sorted(apis.PORTS)))
+@given(st.binary(max_size=400), st.sampled_from(sorted(apis._PORTS)))
 def test_any_answer(body: bytes, engine: str) -> None:
     answer = apis._read(service(engine), body, "x")
     assert answer is None or answer.engine == engine

@@ -12,9 +12,9 @@ from legacy_cuda.doctor import loopback, units
 from legacy_cuda.doctor.facts import Answer, LoadedModel, Service
 from legacy_cuda.doctor.place import Place
 from legacy_cuda.doctor.probes import engines
-from legacy_cuda.engines import PORTS
+from legacy_cuda.engines import PORTS as _KNOWN
 
-_PORTS = {"ollama": PORTS["ollama"], "llama-cpp": PORTS["llama-server"], "vllm": PORTS["vllm"]}
+_PORTS = {"ollama": _KNOWN["ollama"], "llama-cpp": _KNOWN["llama-server"], "vllm": _KNOWN["vllm"]}
 _PATHS = {"ollama": "/api/ps", "llama-cpp": "/health", "vllm": "/metrics"}
 _MOST = 4  # addresses that are asked
 _MODELS = 50
