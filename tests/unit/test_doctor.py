@@ -827,7 +827,7 @@ def test_a_log_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["evidence"][0]["source"] == f"{log}, line 2"
     log.write_text("all is well\n")
     assert main(["doctor", "--log", str(log)]) == 0
-    assert "nothing known in 1 lines" in capsys.readouterr().out
+    assert "nothing known in 1 line;" in capsys.readouterr().out
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1311,6 +1311,21 @@ def test_an_unknown_card_gets_no_praise(tmp_path: Path, capsys: pytest.CaptureFi
     other = Machine(tmp_path / "other", STRANGER)
     other.remove("/dev/nvidia-uvm")
     assert other.found() == {"D15"}
+
+
+def test_a_card_of_which_an_error_speaks_is_not_fine(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "p40", "v100", version="590.48.01")
+    machine.gpu("p4", "0000:05:00.0", "nouveau")
+    fine = diagnose(machine.facts()).fine
+    assert not any(" at 0000:" in text for text in fine)  # D1 names the first two, D6 the last
+    machine = Machine(tmp_path / "lost", "p40", "p40")
+    line = "[    9.1] NVRM: Xid (PCI:0000:3c:00): 79, GPU has fallen off the bus.\n"
+    machine.write("/var/log/dmesg", line)
+    diagnosis = diagnose(machine.facts())
+    assert diagnosis.verdict == "errors"
+    assert [text for text in diagnosis.fine if " at 0000:" in text] == [
+        "Tesla P40 (6.1) at 0000:3b:00.0"
+    ]
 
 
 def test_a_driver_that_is_not_bound_serves_nothing(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from legacy_cuda.doctor import bundle, logs, redact
 from legacy_cuda.doctor.diagnosis import changes, diagnose
 from legacy_cuda.doctor.facts import Facts
 from legacy_cuda.doctor.place import Place
-from legacy_cuda.doctor.probes import kernel
+from legacy_cuda.doctor.probes import engines, kernel
 
 NOBODY = redact.Known()
 ALICE = "alicecarol"
@@ -79,6 +79,7 @@ NAMED = (
     "OPENAI_API_KEY={}",
     '"password": "{}"',
     "Authorization: Bearer {}",
+    "non-default args: {{'api_key': ['abc', '{}'], 'dtype': 'bfloat16'}}",
     "hf_token: {}",
     "Serial Number: 7{}",
 )
@@ -271,6 +272,20 @@ def test_other_machines_and_accounts_of_services(tmp_path: Path) -> None:
     words = " ".join(service.command.value)
     assert "--host 127.0.0.1 --rpc (hidden) --allowed-origins=(hidden)" in words
     assert "--no-host --flash-attn on --addr=0.0.0.0:1 --host (hidden)" in words
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        ("vllm serve --api-key S3cr3t S3cr3t2 --dtype half m", "--dtype half m"),
+        ("vllm serve m --api-key=S3cr3t --dtype half", "--dtype half"),
+        ("llama-server -hft S3cr3t -ngl 99", "-ngl 99"),
+        ("env HF_TOKEN=S3cr3t llama-server --api-key -S3cr3t -ngl 0", "-ngl 0"),
+    ],
+)
+def test_every_key_of_a_command_is_hidden(command: str, left: str) -> None:
+    words = " ".join(engines.shown(command.split()))
+    assert "S3cr3t" not in words and words.endswith(left)
 
 
 def members(path: Path) -> dict[str, str]:

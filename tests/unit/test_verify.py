@@ -398,6 +398,8 @@ def test_a_healthy_card(
     for drawing in re.findall(r"<svg.*?</svg>", text, re.S):
         ElementTree.fromstring(drawing)
     assert text.count("<svg") == 2 and "verified on Tesla P40 (stand-in)" in text
+    assert "<td>8 of " in text and "10 patterns" in text  # how much of the memory was tested
+    assert re.search(r"<td>\d+\.\d\d TOP/s at \d+ MHz after", text)
     assert not list(tmp_path.glob(".*"))
 
 

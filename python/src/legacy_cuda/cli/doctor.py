@@ -335,7 +335,8 @@ def _summary(diagnosis: Diagnosis, scan: Scan | None) -> str:
         for severity in ("error", "warning")
     }
     if not diagnosis.causes and scan is not None:
-        return f"nothing known in {scan.lines} lines; without --log the machine is looked at"
+        lines = f"{scan.lines} line{'' if scan.lines == 1 else 's'}"
+        return f"nothing known in {lines}; without --log the machine is looked at"
     words = [
         f"{count} {severity}{'s' if count > 1 else ''}"
         for severity, count in counts.items()

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from legacy_cuda import sizes
 from legacy_cuda.cli import output
 from legacy_cuda.errors import SurroundingsError, UserError
 
@@ -324,7 +323,7 @@ def _live(device: dict[str, Any], snapshot: Snapshot) -> Live | str:
 
 
 def _print(document: dict[str, Any]) -> None:
-    from legacy_cuda.verify import roofline
+    from legacy_cuda.verify import page, roofline
 
     for gpu in document["gpus"]:
         verdict = gpu["verdict"]
@@ -338,7 +337,7 @@ def _print(document: dict[str, Any]) -> None:
             print(f"  temperature and counts of memory errors: {gpu['nvml_missing']}")
         print()
         rows = [["  step", "outcome", ""]]
-        rows += [[f"  {s['name']}", s["outcome"], _detail(s, gpu)] for s in gpu["steps"][1:]]
+        rows += [[f"  {s['name']}", s["outcome"], page.detail(s, gpu)] for s in gpu["steps"][1:]]
         print(output.table(rows, lambda cell: _STYLES.get(cell.strip(), ())))
         if verdict["rates"]:
             print()
@@ -364,16 +363,3 @@ def _print(document: dict[str, Any]) -> None:
             step["facts"].get("direct"), step.get("why", "")
         )
         print(f"GPU {step['name']}: {step['outcome']}  {rate}  {way}".rstrip())
-
-
-def _detail(step: dict[str, Any], gpu: dict[str, Any]) -> str:
-    facts = step["facts"]
-    if step["name"] == "memory" and step["outcome"] == "passed":
-        share = f"{sizes.mib(facts['bytes'])} of {sizes.mib(gpu['memory'])} MiB"
-        return f"{share}, {facts['patterns']} patterns"
-    if "sustained_clock_mhz" in facts:
-        return (
-            f"{facts['sustained_tera_per_s']:.2f} at {facts['sustained_clock_mhz']:.0f} MHz "
-            f"after {facts['seconds']:.1f} s"
-        )
-    return str(step.get("why", ""))

@@ -159,11 +159,14 @@ def _fine(facts: Facts, found: list[Finding]) -> Iterable[str]:
         if not any(device.is_gpu for device in facts.pci) and not elsewhere and not asked:
             yield "no NVIDIA GPU among the PCI devices: nothing to examine"
         return
+    said = [seen.text for item in found if item.severity == "error" for seen in item.evidence]
     for card in known:
-        yield where(card)
+        slot = card.device.address.rpartition(".")[0]  # NVRM names no function
+        if not any(slot in text for text in said):
+            yield where(card)
     driver = facts.driver
     bound = all(item.device.driver and item.device.driver.value == "nvidia" for item in known)
-    wrong = {"D1", "D2", "D3", "D6", "D7", "E15", "H2", "S1", "S3"}
+    wrong = {"D1", "D2", "D3", "D6", "D7", "E15", "H2", "S1", "S3", "S5"}
     if driver and driver.version and bound and not bad & wrong:
         flavour = f", {driver.flavour.value} module" if driver.flavour else ""
         yield f"driver {driver.version.value}{flavour}: serves the cards"

@@ -32,7 +32,7 @@ class Known:
 
 
 _SECRET = r"(?:key|token|secret|passw|passphrase|credential|auth|cookie|session)"
-_VALUE = r"""("[^"\n]*"?|'[^'\n]*'?|\S+)"""
+_VALUE = r"""(\[[^\]\n]*\]?|"[^"\n]*"?|'[^'\n]*'?|\S+)"""
 _AFTER = tuple(
     re.compile(pattern + _VALUE, re.IGNORECASE)
     for pattern in (

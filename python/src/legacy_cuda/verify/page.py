@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from legacy_cuda import page
+from legacy_cuda import page, sizes
 from legacy_cuda.verify import roofline
 
 _BAD = {"failed": "bad", "degraded": "limits", "incomplete": "limits"}
@@ -69,7 +69,7 @@ def _gpu(gpu: dict[str, Any]) -> list[str]:
             '<p class="legend">Lines are measured, dashed ones nominal; dots are fp32 arithmetic '
             "at so many operations for each byte that is read.</p>"
         )
-    steps = [(step["name"], step["outcome"], step.get("why", "")) for step in gpu["steps"]]
+    steps = [(step["name"], step["outcome"], detail(step, gpu)) for step in gpu["steps"]]
     parts += ["<h3>Steps</h3>", page.table(("step", "outcome", ""), steps)]
     if gpu["code"] is not None:
         code = gpu["code"]
@@ -78,3 +78,19 @@ def _gpu(gpu: dict[str, Any]) -> list[str]:
             f"sha256 {code['sha256']}.</p>"
         )
     return parts
+
+
+def detail(step: dict[str, Any], gpu: dict[str, Any]) -> str:
+    """What is to be said of a step beside its outcome: how much memory was tested, the rate and the
+    clock at the end of the load, or why it did not pass."""
+    facts = step["facts"]
+    if step["name"] == "memory" and step["outcome"] == "passed":
+        share = f"{sizes.mib(facts['bytes'])} of {sizes.mib(gpu['memory'])} MiB"
+        return f"{share}, {facts['patterns']} patterns"
+    if "sustained_clock_mhz" in facts:
+        unit = "TOP/s" if step["name"] == "dp4a rate" else "TFLOP/s"
+        return (
+            f"{facts['sustained_tera_per_s']:.2f} {unit} at {facts['sustained_clock_mhz']:.0f} MHz "
+            f"after {facts['seconds']:.1f} s"
+        )
+    return str(step.get("why", ""))

@@ -24,7 +24,8 @@ _CUDA = re.compile(r"cuda_v(\d{1,2})")
 _ABOUT_GPUS = re.compile(
     r"(CUDA|NVIDIA|NCCL|OLLAMA|GGML|LLAMA_ARG|VLLM|SGLANG|TORCH|TRITON|PYTORCH)_\w+|LD_LIBRARY_PATH"
 )
-SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
+SECRET = re.compile(r"key|token|secret|passw|credential|auth|^-hft$", re.IGNORECASE)
+"""Names of options and variables with secrets. ``-hft``: llama-server's short ``--hf-token``."""
 OTHERS = re.compile(r"host|rpc|origin|addr", re.IGNORECASE)
 """Options and variables that name machines, other ones too."""
 HIDDEN = "(hidden)"
@@ -162,12 +163,13 @@ def _engine(word: str) -> str | None:
 
 
 def shown(command: list[str]) -> Iterator[str]:
-    """A command's words without what may be secret, the values of options such as --api-key, and
-    without the names of other machines."""
-    before = ""
+    """A command's words without what may be secret, the values of options such as --api-key (vLLM
+    takes several behind one), and without the names of other machines."""
+    before, hiding = "", False
     for word in command:
         option, equals, value = word.partition("=")
         is_value = not word.startswith("-") and _names_another(before, word)
+        is_value |= hiding and not word.startswith("-")
         if SECRET.search(before) or is_value:
             yield HIDDEN
         elif equals and (SECRET.search(option) or _names_another(option, value)):
@@ -175,6 +177,8 @@ def shown(command: list[str]) -> Iterator[str]:
         else:
             yield word
         before = word if not equals and word.startswith("-") else ""
+        if word.startswith("-"):
+            hiding = SECRET.search(option) is not None
 
 
 def _names_another(name: str, value: str) -> bool:
