@@ -54,7 +54,7 @@ AT_REST = Device(
     1,
     pci_address="0000:3b:00.0",
     temperature_c=71,
-    throttle_reasons=("gpu_idle",),
+    thermal_violation_s=4.0,
     pcie_generation=1,
     pcie_generation_max=3,
     pcie_width=16,
@@ -434,46 +434,44 @@ def test_the_text(
 
 
 @pytest.mark.parametrize(
-    ("said", "state", "nvml_says"),
+    ("after", "kinds", "nvml_says"),
     [
-        (
-            Snapshot(0.0, 0.1, devices=(Device(0, pci_address="0000:01:00.0"), AT_REST)),
-            "healthy",
-            {"ecc_corrected": 3, "ecc_uncorrected": 0, "temperature": 71},
-        ),
-        (
-            Snapshot(0.0, 0.1, devices=(replace(AT_REST, ecc_uncorrected_volatile=1),)),
-            "degraded",
-            {"ecc_corrected": 3, "ecc_uncorrected": 1, "temperature": 71},
-        ),
-        (Snapshot(0.0, 0.1, error=Missing("DRIVER_NOT_LOADED", "nvmlInit")), "healthy", None),
-        (Snapshot(0.0, 0.1, devices=(Device(0, pci_address="0000:01:00.0"),)), "healthy", None),
-        (
-            Snapshot(0.0, 0.1, devices=(replace(AT_REST, missing={"device": LOST}),)),
-            "healthy",
-            None,
-        ),
+        ([Device(0, pci_address="0000:01:00.0"), AT_REST], [], {"hot_s": 0.0, "temperature": 71}),
+        ([replace(AT_REST, ecc_uncorrected_volatile=1)], ["ecc-errors"], {"ecc_uncorrected": 1}),
+        ([replace(AT_REST, thermal_violation_s=11.5)], ["throttled"], {"hot_s": 7.5}),
+        ([replace(AT_REST, thermal_violation_s=None)], [], {"hot_s": None}),
+        ([replace(AT_REST, pcie_width=4)], ["link-degraded"], {"link_width": 4}),
+        (Missing("DRIVER_NOT_LOADED", "nvmlInit"), [], None),
+        ([Device(0, pci_address="0000:01:00.0")], [], None),
+        ([replace(AT_REST, missing={"device": LOST})], [], None),
     ],
 )
 def test_what_nvml_adds(
-    said: Snapshot,
-    state: str,
-    nvml_says: dict[str, int] | None,
+    after: list[Device] | Missing,
+    kinds: list[str],
+    nvml_says: dict[str, float | None] | None,
     machine: Callable[..., None],
     probe: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its counts of memory errors; where it says nothing, the verdict is the same without."""
+    """Memory errors, heat, lanes; where it says nothing, the verdict is the same without."""
     machine()
-    monkeypatch.setattr(nvml, "snapshot", lambda: said)
+    said = (
+        Snapshot(0.0, 0.1, error=after)
+        if isinstance(after, Missing)
+        else Snapshot(0.0, 0.1, devices=tuple(after))
+    )
+    snapshots = iter([Snapshot(0.0, 0.1, devices=(AT_REST,)), said])
+    monkeypatch.setattr(nvml, "snapshot", lambda: next(snapshots))
     command = ["verify", "--probe", str(probe), "--load", "0", "--memory", "2"]
-    assert main([*command, "--json"]) == (0 if state == "healthy" else 1)
+    assert main([*command, "--json"]) == (1 if kinds else 0)
     (gpu,) = valid(json.loads(capsys.readouterr().out))["gpus"]
-    kinds = [finding["kind"] for finding in gpu["verdict"]["findings"]]
-    assert (gpu["verdict"]["state"], gpu["nvml"]) == (state, nvml_says)
-    assert kinds == ([] if state == "healthy" else ["ecc-errors"])
+    assert [finding["kind"] for finding in gpu["verdict"]["findings"]] == kinds
+    assert gpu["verdict"]["state"] == ("degraded" if kinds else "healthy")
     assert bool(gpu["nvml_missing"]) == (nvml_says is None)
+    if nvml_says is not None:
+        assert gpu["nvml"].items() >= nvml_says.items()
 
 
 def test_nvml_that_fails_is_a_line(
@@ -590,7 +588,8 @@ def at_rest(generation: int) -> Live:
             ["link-degraded"],
         ),
         (measured(link=6), Live(link_generation=3, link_width=16), ["link-degraded"]),
-        (measured(), Live(throttle_reasons=("thermal",), temperature=93), ["throttled"]),
+        (measured(), Live(hot_s=2.0, temperature=93), ["throttled"]),
+        (measured(), Live(hot_s=0.1, temperature=80), []),
         (measured(), Live(ecc_corrected=judge.ECC_CORRECTED_MOST), []),
         (measured(), Live(ecc_corrected=judge.ECC_CORRECTED_MOST + 1), ["ecc-errors"]),
         (measured(), Live(ecc_uncorrected=1), ["ecc-errors"]),
@@ -692,8 +691,8 @@ def test_a_clock_that_the_power_limit_lowers() -> None:
     device = {**DEVICE, "memory": p4.memory_mib << 20, "multiprocessors": 20, "clock": 1113.0}
     steps = measured(copy=140, tera=2.8, clock=600)
     assert judge.judge(device, steps, p4).state == "healthy"
-    (finding,) = judge.judge(device, steps, p4, live=Live(throttle_reasons=("thermal",))).findings
-    assert finding.kind == "throttled" and finding.text.endswith(": thermal")
+    (finding,) = judge.judge(device, steps, p4, live=Live(hot_s=7.25)).findings
+    assert finding.kind == "throttled" and finding.text.endswith(": for heat, 7.2 s of the run")
     (finding,) = judge.judge(DEVICE, measured(clock=900, tera=6.7), P40).findings
     assert finding.text.endswith("or on a card of 50 to 75 W, this is expected")
 

@@ -12,7 +12,7 @@ from legacy_cuda.errors import SurroundingsError, UserError
 if TYPE_CHECKING:
     from legacy_cuda.capability import Capability
     from legacy_cuda.catalog import Gpu
-    from legacy_cuda.nvml import Snapshot
+    from legacy_cuda.nvml import Device, Snapshot
     from legacy_cuda.verify.code import Code, Finder
     from legacy_cuda.verify.judge import Live
     from legacy_cuda.verify.run import Options, Survey
@@ -230,6 +230,7 @@ def _verify(
     done = []
     gpus = []
     peers: list[dict[str, Any]] = []
+    before = nvml.snapshot()
     with output.steps() as bar:
 
         def tell(where: str, step: str) -> None:
@@ -239,11 +240,11 @@ def _verify(
             told = partial(tell, f"GPU {device['index']}:")
             steps = runner.gpu(device, code, capability, options, told)
             done.append(steps)
-        snapshot = nvml.snapshot()  # while they are warm
+        after = nvml.snapshot()  # while they are warm
         for device, code, steps in zip(chosen, codes, done, strict=True):
             pci_id = hardware.pci_id(device["bus"], hardware.SYSFS)
             card = catalog.identify(pci_id, device["memory"], device["name"])
-            gpus.append(_row(device, code, steps, card, replay, snapshot))
+            gpus.append(_row(device, code, steps, card, replay, (before, after)))
         if len(chosen) > 1 and all(item["verdict"]["state"] != "failed" for item in gpus):
             pairs = list(zip(codes, capabilities, strict=True))
             steps = runner.peers(chosen, pairs, options, partial(tell, "GPU"))
@@ -263,16 +264,15 @@ def _row(
     steps: list[dict[str, Any]],
     card: Gpu | None,
     replay: Capability | None,
-    snapshot: Snapshot,
+    snapshots: tuple[Snapshot, Snapshot],
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
     from legacy_cuda.verify import judge
 
-    live = _live(device, snapshot)
+    live = _live(device["bus"], *snapshots)
     known = live if isinstance(live, judge.Live) else None
     verdict = judge.judge(device, steps, card, replayed=replay is not None, live=known)
-    read = ("ecc_corrected", "ecc_uncorrected", "temperature")
     return {
         **device,
         "card": card.name if card else None,
@@ -280,7 +280,7 @@ def _row(
         "replayed_at": str(replay) if replay else None,
         "code": {"target": str(code.target), "origin": code.origin, "sha256": code.sha256},
         "steps": steps,
-        "nvml": {name: asdict(known)[name] for name in read} if known else None,
+        "nvml": asdict(known) if known else None,
         "nvml_missing": live if isinstance(live, str) else None,
         "nominal": judge.nominal_rates(device, card) if replay is None else {},
         "verdict": {
@@ -300,26 +300,38 @@ def _row(
     }
 
 
-def _live(device: dict[str, Any], snapshot: Snapshot) -> Live | str:
-    """What NVML says of the GPU after the run, or why it says nothing.
+def _live(bus: str, before: Snapshot, after: Snapshot) -> Live | str:
+    """What NVML says of the GPU at that address after the run, or why it says nothing.
 
-    No link, whose generation falls at rest, and no reasons of a lowered clock, which are gone.
+    That the clock was lowered for heat is told by a counter of seconds, before and after.
     """
     from legacy_cuda.verify.judge import Live
 
-    if snapshot.error is not None:
-        return str(snapshot.error)
-    for found in snapshot.devices:
-        if found.pci_address != device["bus"]:
-            continue
-        if found.failure is not None:
-            return str(found.failure)
-        return Live(
-            ecc_corrected=found.ecc_corrected_volatile,
-            ecc_uncorrected=found.ecc_uncorrected_volatile,
-            temperature=found.temperature_c,
-        )
-    return f"it lists no GPU at {device['bus']}"
+    if after.error is not None:
+        return str(after.error)
+    found = _at(bus, after)
+    if found is None:
+        return f"it lists no GPU at {bus}"
+    if found.failure is not None:
+        return str(found.failure)
+    earlier = _at(bus, before)
+    hot = None
+    if earlier is not None and None not in (earlier.thermal_violation_s, found.thermal_violation_s):
+        hot = (found.thermal_violation_s or 0.0) - (earlier.thermal_violation_s or 0.0)
+    return Live(
+        hot_s=hot,
+        link_generation=found.pcie_generation,
+        link_generation_most=found.pcie_generation_max,
+        link_width=found.pcie_width,
+        link_width_most=found.pcie_width_max,
+        ecc_corrected=found.ecc_corrected_volatile,
+        ecc_uncorrected=found.ecc_uncorrected_volatile,
+        temperature=found.temperature_c,
+    )
+
+
+def _at(bus: str, snapshot: Snapshot) -> Device | None:
+    return next((found for found in snapshot.devices if found.pci_address == bus), None)
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -51,6 +51,9 @@ few over months are what ECC is for."""
 LOW_POWER_W = 75
 """Cards of so many watts cannot keep their highest clock under load: P4, M4. Our choice."""
 
+HOT_LEAST = 0.5
+"""Seconds with a clock lowered for heat that are told. Our choice."""
+
 LANE = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
 """10^9 bytes/s of one lane of PCI Express, by generation, encoding taken off (PCI-SIG)."""
 
@@ -71,13 +74,12 @@ _RATES = {"fp32": "fp32 rate", "fp64": "fp64 rate", "fp16": "fp16 rate", "dp4a":
 class Live:
     """What the driver's management library said; None: not known.
 
-    ``throttle_reasons`` are those that lower clocks below what the card's power limit and load
-    allow: ``thermal``, ``power brake`` and the like, read while the GPU computed. Link generations
+    ``hot_s`` is for how many seconds of the run the clock was lowered for heat. Link generations
     and widths are those now and the most that card and slot can do. ECC errors are counted since
     the driver was loaded. ``temperature`` is in degrees C, after the run.
     """
 
-    throttle_reasons: tuple[str, ...] = ()
+    hot_s: float | None = None
     link_generation: int | None = None
     link_generation_most: int | None = None
     link_width: int | None = None
@@ -237,20 +239,20 @@ def _untested(device: dict[str, Any], step: dict[str, Any]) -> list[Finding]:
 def _clock(
     device: dict[str, Any], facts: dict[str, dict[str, Any]], card: Gpu | None, live: Live | None
 ) -> list[Finding]:
-    reasons = ", ".join(live.throttle_reasons) if live else ""
+    hot = live.hot_s if live and live.hot_s and live.hot_s >= HOT_LEAST else None
     at = f" ({live.temperature} °C after it)" if live and live.temperature is not None else ""
     sustained = facts.get("fp32 rate", {}).get("sustained_clock_mhz", 0.0)
     highest = device["clock"]
     slowed = bool(sustained and highest and sustained < CLOCK_LEAST * highest)
     if card is not None and card.tdp_w is not None and card.tdp_w <= LOW_POWER_W:
         slowed = False
-    if not slowed and not reasons:
+    if not slowed and hot is None:
         return []
-    text = "the driver lowers the clock"
+    text = "the driver lowered the clock"
     if sustained:
         text = f"the clock is at {sustained:.0f} of {highest:.0f} MHz under load"
     text += at
-    because = f": {reasons}" if reasons else _USUAL
+    because = _USUAL if hot is None else f": for heat, {hot:.1f} s of the run"
     return [Finding("throttled", text + because)]
 
 
