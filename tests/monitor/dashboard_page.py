@@ -47,10 +47,12 @@ h2 { font-size: 13px; margin: 0 0 4px } p { margin: 0; white-space: nowrap }
 def shown(value: float, unit: str) -> str:
     """A number in Grafana's unit, in short."""
     if unit in ("bytes", "Bps", "hertz"):
-        step, names = (1000, " kMG") if unit == "hertz" else (1024, " KMG")
+        step, names = (
+            (1024, ("", "Ki", "Mi", "Gi")) if unit == "bytes" else (1000, ("", "k", "M", "G"))
+        )
         power = min(3, int(math.log(abs(value), step))) if abs(value) >= 1 else 0
         suffix = {"bytes": "B", "Bps": "B/s", "hertz": "Hz"}[unit]
-        return f"{value / step**power:.3g} {names[power].strip()}{suffix}"
+        return f"{value / step**power:.3g} {names[power]}{suffix}"
     if unit == "percentunit":
         return f"{100 * value:.0f} %"
     suffixes = {"percent": " %", "celsius": " C", "watt": " W", "s": " s"}

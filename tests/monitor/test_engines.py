@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,9 +22,17 @@ from hypothesis import strategies as st
 from legacy_cuda.engines.run import fetched
 from legacy_cuda.monitor import engines
 from legacy_cuda.monitor.asking import Asking, ask
-from legacy_cuda.monitor.engines import Engine, counts_of, families, on_gpus, reading_of
-from legacy_cuda.monitor.metrics import render
-from legacy_cuda.nvml import Device, Process
+from legacy_cuda.monitor.engines import (
+    Engine,
+    counts_of,
+    each_on_gpus,
+    families,
+    on_gpus,
+    reading_of,
+)
+from legacy_cuda.monitor.metrics import State, render
+from legacy_cuda.monitor.overview import page
+from legacy_cuda.nvml import Device, Process, Snapshot
 
 LLAMA = """\
 # HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.
@@ -129,6 +138,22 @@ def test_two_engines_of_a_kind_are_not_told_apart() -> None:
     assert "engine_gpu_memory_bytes{" not in render(families(two, [card])).decode()
     ollamas = [reading_of(Engine("ollama", url), b"", {"models": [MODEL]}) for url in ("a", "b")]
     assert render(families(ollamas, [card])).decode().count("engine_gpu_memory_bytes{") == 2
+    assert each_on_gpus(two[:1], [card]) == [5_000] and each_on_gpus(two, [card]) == [None, None]
+
+
+def test_the_page_knows_no_more_of_several_engines_than_the_metrics() -> None:
+    card = replace(gpu(named("python3")), memory_total_bytes=1 << 33)
+    shown = State(Snapshot(0.0, 0.1, devices=(card,)), (card,), {})
+    one, two = (Engine("llama-server", f"http://h:{port}") for port in (1, 2))
+    alone = page(shown, [reading_of(one, b"", LLAMA)])
+    assert b'class="bad">0 MiB' in alone  # it fell to the CPU
+    both = page(shown, [reading_of(engine, b"", LLAMA) for engine in (one, two)])
+    assert b'class="bad"' not in both and b"0 MiB<" not in both
+
+
+@pytest.mark.parametrize("host", ["h..h", "h" * 70])
+def test_a_name_that_no_host_can_have(host: str) -> None:
+    assert not ask(Engine("vllm", f"http://{host}:80")).up
 
 
 def test_engines_in_the_page(server: ThreadingHTTPServer) -> None:

@@ -217,6 +217,15 @@ def test_cards_that_share_an_id_are_told_apart_by_their_memory() -> None:
     assert found == [None, 180, None]
 
 
+def test_a_gpu_that_says_later_who_it_is_is_no_second_one() -> None:
+    """One that hung when the monitor was started, and was reset."""
+    why = Missing("TIMED_OUT", "nvmlDeviceGetHandleByIndex")
+    before = state(Device(index=0, missing={"device": why}))
+    now = after(before, replace(before.snapshot, devices=(P40,)))
+    assert [device.uuid for device in now.devices] == ["GPU-a"]
+    assert value(now, "nvidia_gpu_failure") is None
+
+
 def test_the_overview_escapes_what_others_named() -> None:
     why = Missing("TIMED_OUT", "<b>")
     text = overview.page(state(Device(0, {"device": why}, name="<script>")))

@@ -246,6 +246,9 @@ def test_an_address_in_use(tmp_path: Path) -> None:
         ("--power-cap", "-5"),
         ("--power-cap", "=5"),
         ("--power-cap", "p41=180"),
+        ("--engine", "ollama=http://127.0.0.1:99999"),
+        ("--engine", "ollama=http://[::1:80"),
+        ("--engine", "ollama=http://h@h:80"),
         ("--once", "--csv", "x"),
         ("--json", "--csv", "x"),
     ],
@@ -343,6 +346,21 @@ def test_the_csv_log_goes_on_where_it_was(tmp_path: Path) -> None:
     assert last["throttle_reasons"] == "gpu_idle"
     gpu = catalog.find_gpu("p40")
     assert last["memory_total_bytes"] == str(gpu.memory_mib * 15 // 16 * MIB)
+
+
+def test_a_row_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    machine = Standin(standin.read("p4"), tmp_path)
+    path = tmp_path / "gpus.csv"
+    path.write_text(",".join(csvlog.COLUMNS) + "\n2026-01-01T00:00:00.000Z,0,o")
+    _log(machine, path, 3)
+    last = path.read_text().splitlines()[2]
+    assert last.count(",") == len(csvlog.COLUMNS) - 1 and ",0,ok," in last
+
+
+def test_a_file_without_lines_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """/dev/full has zeros without an end; it took all memory."""
+    done = run(Standin(standin.read("p4"), tmp_path), "--csv", "/dev/full")
+    assert done.returncode == 2 and "has other columns" in done.stderr
 
 
 def test_a_csv_file_of_something_else_is_not_touched(tmp_path: Path) -> None:

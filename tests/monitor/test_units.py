@@ -119,6 +119,14 @@ def test_a_k80_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["monitor", "--systemd", kind, *arguments]) == 2
         found = capsys.readouterr()
         assert not found.out and "halt" in found.err and "--anyway" in found.err
+    for kind, cap in (
+        ("power-cap", "p40=251"),
+        ("thermal-guard", "p4=76"),
+        ("power-cap", "m60=151"),
+    ):
+        assert main(["monitor", "--systemd", kind, "--gpu", "p40", "--power-cap", cap]) == 2
+        assert "too much" in capsys.readouterr().err
+    assert printed(capsys, "power-cap", "--power-cap", "m60=150")[0]
     text, said = printed(capsys, "power-cap", "--power-cap", "k80=100", "--anyway")
     assert "10de:102d=100" in text and "k80 gets a limit" in said
 

@@ -62,6 +62,14 @@ def test_what_does_not_fit(variables: dict[str, str]) -> None:
     assert "does not fit" in shown and "instead" in shown and "short" in shown
 
 
+@pytest.mark.parametrize("gpus", ["p4", "p4,p40", "k80"])
+def test_lines_of_memory_stand_below_each_other(variables: dict[str, str], gpus: str) -> None:
+    lines = run(variables, "llama-2-7b", "--gpu", gpus).stdout.splitlines()
+    (host,) = [line for line in lines if line.startswith("  host")]
+    (bar, *_) = [line for line in lines if "█" in line]
+    assert host.index("weights") == bar.index("█")
+
+
 @pytest.mark.parametrize("engine", ["llama-server", "ollama"])
 def test_cards_that_no_stack_serves(variables: dict[str, str], engine: str) -> None:
     done = run(variables, "llama-3.1-8b", "--gpu", "k40", "--engine", engine, "--json")

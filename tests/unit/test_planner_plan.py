@@ -215,6 +215,22 @@ def test_the_measured_p40_lies_inside_its_range() -> None:
     assert found.prefill[0] < 912 < found.prefill[1]
 
 
+def test_a_prompt_is_read_without_the_output_matrix() -> None:
+    """It has a fifth of the values of this one, and meets the last token alone."""
+    known = find_model("llama-3.2-1b")
+    share = known.vocabulary * known.embedding / known.parameters
+    assert 0.2 < share < 0.25
+    cards = where("p40")
+    of_prompt = plan.make(model("llama-3.2-1b", "Q8_0"), Settings(), cards).speed
+    of_large = plan.make(model("llama-2-7b", "Q8_0"), Settings(), cards).speed
+    assert of_prompt and of_large
+    values = known.parameters * (1 - share)
+    large = find_model("llama-2-7b")
+    of_layers = large.parameters - 2 * large.vocabulary * large.embedding
+    ratio = of_prompt.prefill[0] / of_large.prefill[0]
+    assert ratio == pytest.approx(of_layers / values, rel=0.01)
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     st.sampled_from(SMALL),

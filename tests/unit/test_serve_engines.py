@@ -434,6 +434,6 @@ def test_settings_for_several_engines() -> None:
     alone = gateway.open_webui(found)
     assert alone["OLLAMA_BASE_URLS"] == "http://127.0.0.1:11434"
     assert alone["OPENAI_API_BASE_URLS"] == "http://127.0.0.1:8080/v1"
-    behind = gateway.open_webui(found, "http://127.0.0.1:4000")
-    assert behind["ENABLE_OLLAMA_API"] == "False" and "OLLAMA_BASE_URLS" not in behind
+    one = gateway.open_webui(found[:1])
+    assert one["ENABLE_OLLAMA_API"] == "False" and "OLLAMA_BASE_URLS" not in one
     assert vllm.dtype_of({"torch_dtype": "float32"}) == "float32"

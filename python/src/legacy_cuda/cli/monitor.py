@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         raise UserError(
             "--json shows the GPUs once",
-            "it does not go with --csv, --alert-rules or --dashboard",
+            "it does not go with --csv, --alert-rules, --dashboard or --systemd",
             "leave out one of them",
         )
     if arguments.alert_rules or arguments.dashboard:
@@ -174,6 +174,8 @@ def _print_unit(arguments: argparse.Namespace) -> int:
 
     caps = _power_caps(arguments.power_cap)
     name = f"legacy-cuda-{arguments.systemd}.service"
+    if arguments.systemd in ("power-cap", "thermal-guard"):
+        _check_limits(caps)
     if arguments.systemd == "exporter":
         host, port = _address(arguments.listen)
         python = Path(sys.executable).absolute()
@@ -194,9 +196,6 @@ def _print_unit(arguments: argparse.Namespace) -> int:
                 "--power-cap p40=180, once for each kind of card",
             )
         cards = _spared(output.read_gpus(list(caps)), arguments.anyway)
-        for card in cards:
-            if card.tdp_w is not None and caps[card.name] > card.tdp_w:
-                raise UserError(f"a {card.product} is made for {card.tdp_w} W")
         text = units.power_cap(units.limits(caps, cards))
     else:
         from legacy_cuda.cli.resolve import chosen_gpus
@@ -216,6 +215,22 @@ def _print_unit(arguments: argparse.Namespace) -> int:
     sys.stdout.write(text)
     print(f"for /etc/systemd/system/{name}", file=sys.stderr)
     return 0
+
+
+def _check_limits(caps: dict[str, float]) -> None:
+    """Refuse limits above what cards are made for.
+
+    Raises:
+        UserError: one is.
+    """
+    names = [name for name in caps if name]
+    for card in output.read_gpus(names) if names else []:
+        if card.tdp_w is not None and caps[card.name] > card.tdp_w / card.dies:
+            each = f", each of its {card.dies} GPUs for {card.tdp_w / card.dies:g} W"
+            raise UserError(
+                f"{caps[card.name]:g} W are too much for a {card.product}",
+                f"it is made for {card.tdp_w} W{each if card.dies > 1 else ''}",
+            )
 
 
 def _spared(cards: list[Gpu], anyway: bool) -> list[Gpu]:
@@ -282,7 +297,8 @@ def _engines(texts: list[str]) -> list[Engine]:
     found = []
     for text in texts:
         kind, _, url = text.partition("=")
-        if kind not in KINDS or not re.fullmatch(r"http://[^/\s]+:[0-9]{1,5}/?", url):
+        address = re.fullmatch(r"http://(?:\[[0-9a-fA-F:.]+\]|[^/\s\[\]@?#:]+):([0-9]{1,5})/?", url)
+        if kind not in KINDS or address is None or int(address[1]) > _LAST_PORT:
             raise UserError(
                 f"{text} is not an engine to ask",
                 f"known are {', '.join(KINDS)}",

@@ -508,7 +508,7 @@ def _pictures(facts: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, width=output.width())
-    longest = max(len(item["name"]) for item in facts["devices"])
+    longest = max(len(name) for name in ("host", *(item["name"] for item in facts["devices"])))
     beside = [_beside(item) for item in facts["devices"]]
     wide = max(10, output.width() - longest - 6 - max(len(used + short) for used, short in beside))
     scale = wide / max(item["total_mib"] for item in facts["devices"]) / _MIB

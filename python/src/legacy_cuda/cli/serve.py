@@ -19,6 +19,7 @@ from legacy_cuda.engines import PORTS
 from legacy_cuda.errors import SurroundingsError, UserError
 
 if TYPE_CHECKING:
+    from legacy_cuda.capability import Capability
     from legacy_cuda.catalog import Gpu
     from legacy_cuda.engines import Service
     from legacy_cuda.planner.model import Model
@@ -192,6 +193,11 @@ def _refused(engine: str, cards: list[Gpu]) -> bool:
     return True
 
 
+def _capabilities(cards: list[Gpu]) -> list[Capability]:
+    """Of each GPU: a card of two dies is two."""
+    return [card.capability for card in cards for _ in range(card.dies)]
+
+
 def _address(arguments: argparse.Namespace) -> Any:
     from legacy_cuda.engines import Address
 
@@ -264,7 +270,7 @@ def _ollama(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
             return None
         # as planned, not as Ollama finds: it would not use it for some models
         settings = replace(result.settings, flash=result.placement.flash)
-    kinds = [card.capability for card in cards for _ in range(card.dies)]
+    kinds = _capabilities(cards)
     address = _address(arguments)
     unit_file = ollama.unit_file(arguments.unit)
     program = _ollama_program(arguments, unit_file)
@@ -449,7 +455,7 @@ def _drop_in(arguments: argparse.Namespace, service: Service, cards: list[Gpu]) 
     from legacy_cuda.catalog.serving import variables_for
     from legacy_cuda.engines import ollama, unit
 
-    kinds = [card.capability for card in cards for _ in range(card.dies)]
+    kinds = _capabilities(cards)
     reasons = {row.name: row.why for row in variables_for(ollama.NAME, kinds)}
     text = unit.drop_in(
         {

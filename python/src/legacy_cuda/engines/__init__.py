@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -50,7 +50,6 @@ class Service:
     readable: tuple[Path, ...]
     planned: tuple[int, ...]
     writes: bool = False
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def loopback(self) -> bool:

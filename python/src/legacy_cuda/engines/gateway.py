@@ -34,12 +34,10 @@ def litellm(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     }
 
 
-def open_webui(endpoints: Sequence[Endpoint], gateway: str = "") -> dict[str, str]:
-    """Variables for Open WebUI: every engine at its address, or all of them by a gateway."""
+def open_webui(endpoints: Sequence[Endpoint]) -> dict[str, str]:
+    """Variables for Open WebUI: every engine at its address."""
     ollama = [one for one in endpoints if one.engine == "ollama"]
     others = [f"{one.url}/v1" for one in endpoints if one.engine != "ollama"]
-    if gateway:
-        ollama, others = [], [f"{gateway}/v1"]
     found = {"ANONYMIZED_TELEMETRY": "False", "DO_NOT_TRACK": "True", "SCARF_NO_ANALYTICS": "True"}
     found["ENABLE_OLLAMA_API"] = str(bool(ollama))
     found["ENABLE_OPENAI_API"] = str(bool(others))

@@ -38,8 +38,8 @@ class Engine:
     """What is run: ``health`` is an address that answers 200 once the model is loaded.
 
     ``planned`` are the bytes that it takes on each GPU, and nothing where it computes on the CPU.
-    ``prove`` says whether it uses the GPUs, once it is ready, from its process and what the driver
-    said before it was started; None: the driver is asked (:func:`by_driver`).
+    ``prove`` says whether it uses the GPUs, once it is ready; None: the driver is asked what it
+    has of them (:func:`legacy_cuda.engines.proof.prove`).
     """
 
     command: Sequence[str]

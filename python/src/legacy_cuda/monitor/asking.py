@@ -42,7 +42,7 @@ def ask(engine: Engine) -> Reading:
     health, more_path = engine.paths
     try:
         answer = run.fetched(engine.url + health, timeout=LIMIT)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no host can have that name
         return reading_of(engine, None, None)
     more: Any
     try:

@@ -57,8 +57,8 @@ class Log:
         self._file = path.open("a+", encoding="utf-8", newline="") if self._own else output
         if self._own:
             self._file.seek(0)
-            first = self._file.readline()
             expected = _line(COLUMNS)
+            first = self._file.readline(len(expected))  # no more of a file that is another
             if first and first != expected:
                 self._file.close()
                 raise UserError(
@@ -68,6 +68,8 @@ class Log:
                 )
             self._file.seek(0, os.SEEK_END)
             new = not first
+            if not new and not _ends_a_row(path):  # it was cut off while a row was written
+                self._file.write("\n")
         else:
             new = True
         if new:
@@ -81,6 +83,12 @@ class Log:
     def close(self) -> None:
         if self._own:
             self._file.close()
+
+
+def _ends_a_row(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _line(row: tuple[str, ...] | list[str]) -> str:

@@ -7,7 +7,7 @@ model loaded and nothing on a GPU has fallen to the CPU, which none of them repo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,10 +141,19 @@ def on_gpus(reading: Reading, devices: Iterable[Device]) -> int | None:
     return total
 
 
+def each_on_gpus(readings: Sequence[Reading], devices: Sequence[Device]) -> list[int | None]:
+    """Bytes that each engine has on the GPUs, None where nobody tells: the driver does not tell
+    which of several engines of a kind a process belongs to."""
+    asked = Counter(one.engine.kind for one in readings)
+    return [
+        None if one.models is None and asked[one.engine.kind] > 1 else on_gpus(one, devices)
+        for one in readings
+    ]
+
+
 def families(readings: Iterable[Reading], devices: Iterable[Device]) -> Iterator[Metric]:
     """The metrics of engines, in a fixed order."""
-    known, cards = list(readings), list(devices)
-    asked = Counter(one.engine.kind for one in known)
+    known = list(readings)
 
     def gauge(name: str, text: str, more: tuple[str, ...] = ()) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"legacy_cuda_engine_{name}", text, labels=(*LABELS, *more))
@@ -154,7 +163,7 @@ def families(readings: Iterable[Reading], devices: Iterable[Device]) -> Iterator
     used = gauge("gpu_memory_bytes", "Memory that it has on GPUs, bytes.")
     whole = gauge("model_bytes", "Memory that a model takes in all, bytes.", ("model",))
     part = gauge("model_gpu_bytes", "Memory that a model takes on GPUs, bytes.", ("model",))
-    for one in known:
+    for one, taken in zip(known, each_on_gpus(known, list(devices)), strict=True):
         own = [one.engine.kind, one.engine.url]
         up.add_metric(own, float(one.up))
         if not one.up:
@@ -162,9 +171,6 @@ def families(readings: Iterable[Reading], devices: Iterable[Device]) -> Iterator
         models = 1 if one.models is None else len(one.models)
         if one.models is not None or one.engine.kind != ollama.NAME:
             loaded.add_metric(own, models)
-            # the driver does not tell which of several engines of a kind a process belongs to
-            shared = one.models is None and asked[one.engine.kind] > 1
-            taken = None if shared else on_gpus(one, cards)
             if taken is not None:
                 used.add_metric(own, taken)
         for name, (size, on_gpu) in (one.models or {}).items():

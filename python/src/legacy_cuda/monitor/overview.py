@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from legacy_cuda import sizes
-from legacy_cuda.monitor.engines import Reading, on_gpus
+from legacy_cuda.monitor.engines import Reading, each_on_gpus
 from legacy_cuda.monitor.metrics import State, card, failure_of
 from legacy_cuda.nvml import Device, Snapshot
 
@@ -62,13 +62,12 @@ def versions(snapshot: Snapshot) -> str:
     return f"driver {snapshot.driver_version or '?'}, CUDA {snapshot.cuda_version or '?'}"
 
 
-def engine_row(reading: Reading, devices: Iterable[Device]) -> tuple[str, ...]:
-    """An engine's cells, under ENGINES; "?" for what is not told."""
+def engine_row(reading: Reading, taken: int | None) -> tuple[str, ...]:
+    """An engine's cells, under ENGINES; "?" for what is not told. ``taken``: bytes on GPUs."""
 
     def count(name: str) -> str:
         return f"{reading.counts[name]:g}" if name in reading.counts else "?"
 
-    taken = on_gpus(reading, devices)
     return (
         reading.engine.kind,
         reading.engine.url,
@@ -83,10 +82,10 @@ def _engines(readings: Sequence[Reading], devices: Sequence[Device]) -> list[str
     if not readings:
         return []
     lines = ["".join(f"<th>{escape(name)}" for name in ENGINES)]
-    for reading in readings:
-        bad = not reading.up or (reading.models != {} and on_gpus(reading, devices) == 0)
+    for reading, taken in zip(readings, each_on_gpus(readings, devices), strict=True):
+        bad = not reading.up or (reading.models != {} and taken == 0)
         mark = ' class="bad"' if bad else ""
-        lines.append("".join(f"<td{mark}>{escape(cell)}" for cell in engine_row(reading, devices)))
+        lines.append("".join(f"<td{mark}>{escape(cell)}" for cell in engine_row(reading, taken)))
     return [f"<h2>Engines</h2><table>{''.join(f'<tr>{line}' for line in lines)}</table>"]
 
 

@@ -112,7 +112,9 @@ def after(state: metrics.State, snapshot: Snapshot) -> metrics.State:
     before = {device.index: device for device in state.devices if device.uuid not in taken}
     listed = [_named(device, before.get(device.index)) for device in snapshot.devices]
     keys = {metrics.key(device) for device in listed}
-    gone = [_unlisted(device) for device in state.devices if metrics.key(device) not in keys]
+    # one that never said who it is, and whose index is listed, says it now
+    places = {str(device.index) for device in listed}
+    gone = [_unlisted(one) for one in state.devices if metrics.key(one) not in keys | places]
     answered = {metrics.key(d): snapshot.time for d in listed if d.failure is None}
     fine = snapshot.error is None and all(device.failure is None for device in listed)
     return replace(

@@ -65,7 +65,8 @@ def _picture(devices: list[dict[str, Any]]) -> str:
     height = row * len(devices) + 8
     out = [
         f'<div class="scroll"><svg viewBox="0 0 {left + wide + 10} {height}" '
-        f'width="{left + wide + 10}" height="{height}" role="img" aria-label="memory of each GPU">'
+        f'style="width: 100%; min-width: 600px; max-width: {left + wide + 10}px" role="img" '
+        'aria-label="memory of each GPU">'
     ]
     for line, item in enumerate(devices):
         y = row * line + 4

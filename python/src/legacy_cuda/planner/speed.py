@@ -60,19 +60,21 @@ def _rate(gpu: Gpu, how: Arithmetic) -> float:
 
 
 def _used(model: Model, placement: Placement) -> tuple[list[float], list[float]]:
-    """Bytes and values that one token uses, on each backend."""
+    """Bytes that a token that is generated uses, and values that one of a prompt does, on each
+    backend. Of a prompt only the last token meets the output matrix."""
     host = len(placement.gpus)
     size, count = [0.0] * (host + 1), [0.0] * (host + 1)
-    tied = "output.weight" not in model.by_name
+    output = "output" if "output.weight" in model.by_name else "token_embd"
     for tensor in model.tensors:
         if len(tensor.dimensions) < 2:
             continue
-        if tensor.role == "token_embd" and not tied:
+        if tensor.role == "token_embd" and tensor.role != output:
             continue  # one row of it
         place = placement.places[-1 if tensor.block is None else tensor.block]
         share = _share(model, tensor)
         size[place] += tensor.bytes * share
-        count[place] += tensor.values * share
+        if tensor.role != output:
+            count[place] += tensor.values * share
     return size, count
 
 
