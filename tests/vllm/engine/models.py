@@ -2,12 +2,14 @@
 
     python models.py FOLDER [NAME ...]
 
-Needs torch and transformers, no GPU. Each folder below FOLDER is a checkpoint with a tokenizer, and
-``expected.json`` in it has prompts, the tokens that transformers chooses greedily for them in
-float32, and by how much the chosen token's logit leads the next one's. Weights are such as float16
-holds, so that a model in float16 has the same ones. Of a few seeds that one is taken whose smallest
-lead is largest: where two tokens are alike, no arithmetic tells them apart. Of quantized models
-(``llama-gptq``, ``qwen3-gguf``) the tokens are those of the weights that come out again.
+Needs torch and transformers, no GPU. Each folder below FOLDER is a checkpoint with a tokenizer,
+and ``expected.json`` in it has prompts, the tokens that transformers chooses greedily for them in
+float32, and by how much the chosen token's logit leads the next one's. Weights are such as
+float16 holds, so that a model in float16 has the same ones. Of a few seeds that one is taken
+whose smallest lead is largest: where two tokens are alike, no arithmetic tells them apart. Of
+quantized models (``llama-gptq``, ``qwen3-gguf``) the tokens are those of the weights that come
+out again. The tokens of ``llama-fp8``, ``qwen3-fp8`` and ``gemma3-fp8`` are those of a cache in
+fp8 (e4m3), without scales; the heads of ``qwen3-fp8`` are of 256.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 VOCABULARY, STEPS, SEEDS = 1024, 256, 2
+NAMES = (
+    *("llama", "qwen3", "gemma3", "llama-gptq", "qwen3-gguf"),
+    *("llama-fp8", "qwen3-fp8", "gemma3-fp8"),
+)
 BASE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
@@ -46,6 +52,8 @@ def configuration(name: str) -> Any:
         return transformers.LlamaConfig(**BASE)
     if name == "qwen3":
         return transformers.Qwen3Config(**BASE, head_dim=64)
+    if name == "qwen3-fp8":
+        return transformers.Qwen3Config(**BASE, head_dim=256)
     if name == "gemma3":
         settings = {"head_dim": 256, "sliding_window": 64, "num_hidden_layers": 6}
         return transformers.Gemma3TextConfig(
@@ -68,10 +76,23 @@ def prompts() -> list[list[int]]:
     ]
 
 
+class InFp8(transformers.DynamicCache):
+    """Keys and values as they come out of a cache that keeps them as e4m3."""
+
+    def update(self, key: Any, value: Any, *others: Any, **named: Any) -> Any:
+        key, value = (one.to(torch.float8_e4m3fn).to(one.dtype) for one in (key, value))
+        return super().update(key, value, *others, **named)
+
+
+def cache(name: str, model: Any) -> Any:
+    kind = InFp8 if name.endswith("-fp8") else transformers.DynamicCache
+    return kind(config=model.config)
+
+
 @torch.inference_mode()
-def greedy(model: Any, prompt: list[int]) -> tuple[list[int], list[float]]:
+def greedy(model: Any, prompt: list[int], cache: Any) -> tuple[list[int], list[float]]:
     """Tokens and leads; the end token is one as any other."""
-    cache, ids = None, torch.tensor([prompt])
+    ids = torch.tensor([prompt])
     tokens, leads = [], []
     for _ in range(STEPS):
         out = model(ids, past_key_values=cache, use_cache=True)
@@ -98,7 +119,8 @@ def tokenizer(folder: Path) -> None:
 
 def make(name: str, seed: int) -> Any:
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(configuration(name.partition("-")[0]))
+    known = name if name == "qwen3-fp8" else name.partition("-")[0]
+    model = transformers.AutoModelForCausalLM.from_config(configuration(known))
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     return model.eval()
@@ -180,19 +202,19 @@ def save(name: str, model: Any, folder: Path) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    for name in sys.argv[2:] or ("llama", "qwen3", "gemma3", "llama-gptq", "qwen3-gguf"):
+    for name in sys.argv[2:] or NAMES:
         best: tuple[float, Any] | None = None
-        target = folder / name
-        for seed in range(1 if "-" in name else SEEDS):
+        target, quantized = folder / name, name.endswith(("-gptq", "-gguf"))
+        for seed in range(1 if quantized else SEEDS):
             model = make(name, seed)
-            if "-" in name:
+            if quantized:
                 save(name, model, target)
-            made = [greedy(model, prompt) for prompt in prompts()]
+            made = [greedy(model, prompt, cache(name, model)) for prompt in prompts()]
             smallest = min(min(leads) for _, leads in made)
             print(name, seed, f"{smallest:.1e}", len({t for tokens, _ in made for t in tokens}))
             if best is None or smallest > best[0]:
                 best = smallest, made
-                if "-" not in name:
+                if not quantized:
                     save(name, make(name, seed), target)
         assert best is not None
         tokenizer(target)

@@ -3,8 +3,9 @@
     python served.py FOLDER --seconds 120 --output FILE [-- SERVER'S OPTIONS]
 
 FOLDER is one that ``models.py`` made. Answers are compared with ``expected.json``. Under load,
-requests of all kinds come and go, some broken off by the client; every five seconds the memory that
-the server's processes have to themselves is read, and the GPU's.
+requests of all kinds come and go, some broken off by the client; every five seconds the memory
+that the server's processes have to themselves is read, and theirs on the GPU. SIGTERM ends the
+load before its time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -60,11 +62,21 @@ def resident(root: int) -> int:
     return total
 
 
-def on_the_gpu() -> int:
-    """MiB that are in use on the GPU."""
-    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return int(done.stdout.split()[0]) if done.returncode == 0 and done.stdout.split() else 0
+def on_the_gpu(root: int) -> tuple[int, int]:
+    """MiB on the GPU that a process and those below it have in use, and that all have."""
+
+    def asked(*words: str) -> list[str]:
+        command = ["nvidia-smi", *words, "--format=csv,noheader,nounits"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.splitlines() if done.returncode == 0 else []
+
+    own = set(processes(root))
+    rows = [row.split(",") for row in asked("--query-compute-apps=pid,used_memory")]
+    everyone = asked("--query-gpu=memory.used")
+    return (
+        sum(int(used) for pid, used in rows if int(pid) in own and used.strip().isdigit()),
+        int(everyone[0]) if everyone else 0,
+    )
 
 
 def wait(port: int, server: subprocess.Popen[bytes], seconds: float) -> None:
@@ -138,11 +150,16 @@ class Client:
 
 def load(client: Client, seconds: float, root: int, tell: Any) -> dict[str, Any]:
     """Eight clients at once, for so long; what they did, and memory over time."""
-    draw, end = random.Random(5), time.time() + seconds
+    draw, end, enough = random.Random(5), time.time() + seconds, threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: enough.set())
     count = {"greedy": 0, "streamed": 0, "chat": 0, "sampled": 0, "broken off": 0}
     wrong = 0
-    memory: list[tuple[float, int, int]] = []
+    memory: list[tuple[float, int, int, int]] = []
     started = time.time()
+
+    def found() -> dict[str, Any]:
+        named = {"memory (s, KiB; on the GPU MiB, of all MiB)": memory}
+        return {"requests": count, "not as expected": wrong, **named}
 
     def one(kind: str, at: int, length: int) -> bool:
         row = client.rows[at]
@@ -158,8 +175,8 @@ def load(client: Client, seconds: float, root: int, tell: Any) -> dict[str, Any]
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         running: dict[Any, str] = {}
-        while time.time() < end or running:
-            while len(running) < 8 and time.time() < end:
+        while running or not enough.is_set():
+            while len(running) < 8 and not enough.is_set():
                 kind = draw.choice(list(count))
                 at, length = draw.randrange(len(client.rows)), draw.randint(1, 200)
                 running[pool.submit(one, kind, at, length)] = kind
@@ -170,9 +187,12 @@ def load(client: Client, seconds: float, root: int, tell: Any) -> dict[str, Any]
                 count[running.pop(item)] += 1
                 wrong += not item.result()
             if not memory or time.time() - started - memory[-1][0] >= 5:
-                memory.append((round(time.time() - started, 1), resident(root), on_the_gpu()))
-                tell({"requests": count, "not as expected": wrong, "memory (s, KiB, MiB)": memory})
-    return {"requests": count, "not as expected": wrong, "memory (s, KiB, MiB)": memory}
+                elapsed = round(time.time() - started, 1)
+                memory.append((elapsed, resident(root), *on_the_gpu(root)))
+                tell(found())
+            if time.time() > end:
+                enough.set()
+    return found()
 
 
 def main() -> int:
