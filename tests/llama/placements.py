@@ -134,6 +134,16 @@ def on_one_gpu(capability: str) -> list[tuple[str, str, dict[str, Any]]]:
     return [row for at, row in enumerate(found) if row not in found[:at]]
 
 
+def file_of(name: str, work: Path) -> Path:
+    """The file of a model, written where it is not there yet."""
+    path = work / f"{name.replace(':', '-')}.gguf"
+    if not path.exists():
+        from tests.llama import shapes
+
+        shapes.write(*shapes.find(name), path)
+    return path
+
+
 def record(
     asked: list[tuple[str, str, dict[str, Any]]],
     python: Path,
@@ -142,12 +152,11 @@ def record(
     jobs: int,
 ) -> Iterator[dict[str, Any]]:
     """Measure the cases, some at a time, each by that Python with those variables."""
-    from tests.llama import shapes
 
     def measure(asked_for: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
         name, devices, case = asked_for
         done = subprocess.run(
-            [str(python), str(HERE / "memory.py"), str(file_of(name)), *arguments_of(case)],
+            [str(python), str(HERE / "memory.py"), str(file_of(name, work)), *arguments_of(case)],
             env={**variables, "STANDIN_DEVICES": devices},
             capture_output=True,
             text=True,
@@ -160,12 +169,8 @@ def record(
             "model": name, "devices": devices, "settings": case, "mib": json.loads(done.stdout)
         }  # fmt: skip
 
-    def file_of(name: str) -> Path:
-        return work / f"{name.replace(':', '-')}.gguf"
-
     for name in dict.fromkeys(name for name, *_ in asked):
-        if not file_of(name).exists():
-            shapes.write(*shapes.find(name), file_of(name))
+        file_of(name, work)
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(measure, asked)
 

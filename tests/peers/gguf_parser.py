@@ -1,0 +1,199 @@
+"""gguf-parser-go's estimate and the planner's beside what llama.cpp logged, on the same files.
+
+    python -m tests.peers.gguf_parser --program PROGRAM --work FOLDER [--logs FILE] [--json OUT]
+
+PROGRAM is gguf-parser-go's own command (cmd/gguf-parser). The files are those of
+``tests/llama/placements.py``, written into FOLDER where they are not there yet; the cases are those
+with GPUs in ``--logs`` (``tests/unit/placements.json``), and nothing of llama.cpp is needed. Prints
+two tables of errors in per cent, the program's and the planner's, from the lowest to the highest of
+a model's GPUs; OUT gets every GPU's MiB.
+
+The program gets what the case says: llama-server's arguments, the free memory of the GPUs as the
+split where the case has none (llama.cpp takes it by itself), and flash attention where the planner
+says that llama.cpp uses it.
+
+It prints totals of a GPU: UMA, which leaves out the compute buffer and what is mapped, and NonUMA,
+all of it. So it is asked three times: without mmap, then with the cache on the host too, then with
+that and mmap, for one GPU. The differences are the parts. ``total`` is the figure that it prints,
+with the buffer of results (logits and embeddings of a batch), which it has on the GPU and llama.cpp
+has in the host's memory; ``sum`` is without that buffer.
+
+Needs: gguf, numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.llama.placements import TINY, file_of, settings_of
+from tests.unit.placements import FILE, MIB, Recorded, foretold, planned, recorded
+
+PARTS = {"weights": "model", "cache": "KV", "compute": "compute"}
+COLUMNS = {"program": (*PARTS, "sum", "total"), "plan": (*PARTS, "sum")}
+WIDE = 20  # per cent
+HALF_DIGIT = 0.0051  # llama.cpp prints two digits of MiB
+
+
+def arguments_of(case: Recorded, file: Path) -> list[str]:
+    """A case as arguments of the program."""
+    settings = settings_of(case.settings)
+    found = [
+        "--path", str(file), "--json", "--estimate", "--platform-footprint", "0,0",
+        "--ctx-size", str(settings.total), "--parallel-size", str(settings.parallel),
+        "--batch-size", "2048", "--ubatch-size", str(settings.batch),
+        "--cache-type-k", settings.keys.name.lower(),
+        "--cache-type-v", settings.values.name.lower(),
+    ]  # fmt: skip
+    if planned(case).flash:
+        found.append("--flash-attention")
+    if settings.layers is not None:
+        found += ["--gpu-layers", str(settings.layers)]
+    return found
+
+
+def ask(program: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """What the program says of each GPU."""
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"exit {done.returncode}: {done.stderr.strip()[:300]}")
+    (item,) = json.loads(done.stdout)["estimate"]["items"]
+    gpus: list[dict[str, Any]] = item["vrams"]
+    return gpus
+
+
+def estimated(program: str, case: Recorded, file: Path) -> list[dict[str, float]]:
+    """MiB of each GPU after the program, by part."""
+    common = arguments_of(case, file)
+    shares = settings_of(case.settings).split or case.free
+    split = ["--tensor-split", ",".join(map(str, shares))]
+    whole = ask(program, [*common, *split, "--no-mmap"])
+    without = ask(program, [*common, *split, "--no-mmap", "--no-kv-offload"])
+    (single,) = ask(program, [*common, "--no-kv-offload"])
+    if len(whole) != len(case.free):
+        raise RuntimeError(f"{len(whole)} GPUs, not {len(case.free)}")
+    found = []
+    for gpu, bare in zip(whole, without, strict=True):
+        results = single["uma"] if gpu["handleOutputLayer"] else 0
+        parts = {
+            "weights": bare["uma"] - results,
+            "cache": gpu["uma"] - bare["uma"],
+            "compute": gpu["nonuma"] - gpu["uma"],
+        }
+        parts["sum"], parts["total"] = sum(parts.values()), gpu["nonuma"]
+        found.append({name: size / MIB for name, size in parts.items()})
+    return found
+
+
+def logged_and_planned(case: Recorded) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """MiB of each GPU after llama.cpp's log, and after the planner, by part."""
+    found = []
+    sizes = list(foretold(case))
+    for number in range(len(case.free)):
+        of_gpu = {kind: pair for kind, backend, *pair in sizes if backend == f"CUDA{number}"}
+        logged, plan = (
+            {part: of_gpu[kind][which] for part, kind in PARTS.items()} for which in (0, 1)
+        )
+        for parts in (logged, plan):
+            parts["sum"] = parts["total"] = sum(parts.values())
+        found.append((logged, plan))
+    return found
+
+
+def compare(program: str, cases: Iterable[Recorded], work: Path) -> list[dict[str, Any]]:
+    """Every case with its GPUs, or with what was wrong."""
+    found: list[dict[str, Any]] = []
+    for case in cases:
+        row: dict[str, Any] = {
+            "model": case.model,
+            "devices": case.devices,
+            "settings": case.settings,
+        }
+        try:
+            said = estimated(program, case, file_of(case.model, work))
+        except (RuntimeError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
+            found.append({**row, "failed": str(error), "gpus": []})
+            continue
+        gpus = [
+            {"logged": logged, "program": mine, "plan": plan}
+            for mine, (logged, plan) in zip(said, logged_and_planned(case), strict=True)
+        ]
+        found.append({**row, "failed": None, "gpus": gpus})
+    return found
+
+
+def errors(gpus: Iterable[dict[str, Any]], who: str, part: str) -> list[float]:
+    """Per cent of what llama.cpp logged; what its two digits explain is none."""
+    digits = HALF_DIGIT if part in PARTS else len(PARTS) * HALF_DIGIT
+    pairs = [(gpu[who][part], gpu["logged"][part]) for gpu in gpus]
+    return [
+        100 * (mine - said) / max(said, 0.01) if abs(mine - said) > digits else 0.0
+        for mine, said in pairs
+    ]
+
+
+def cell(values: Sequence[float]) -> str:
+    """From the lowest to the highest."""
+    low, high = (f"{value:+.1f}" if value else "0" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def beyond(values: Sequence[float]) -> str:
+    """The median of the errors, and how many are large."""
+    sizes = [abs(value) for value in values]
+    return f"{median(sizes):.1f}, {sum(size > WIDE for size in sizes)}"
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the tables."""
+    small = {f"{name}:{mix}" for name, mix in TINY.items()}
+    groups = {name: [name] for name in dict.fromkeys(row["model"] for row in rows)}
+    tiny, full = ([name for name in groups if (name in small) is which] for which in (True, False))
+    groups[f"{len(tiny)} tiny models"] = tiny
+    groups[f"{len(full)} models of full size"] = full
+    for who, columns in COLUMNS.items():
+        last = columns[-1]
+        print(f"\n{who}: errors in per cent\n")
+        print(f"| model | GPUs, cases | {' | '.join(columns)} | {last}: median, beyond {WIDE} % |")
+        print("|" + " --- |" * (len(columns) + 3))
+        for name, models in groups.items():
+            of_group = [row for row in rows if row["model"] in models]
+            gpus = [gpu for row in of_group for gpu in row["gpus"]]
+            if not gpus:
+                continue
+            cells = [cell(errors(gpus, who, part)) for part in columns]
+            cells.append(beyond(errors(gpus, who, last)))
+            print(f"| {name} | {len(gpus)}, {len(of_group)} | {' | '.join(cells)} |")
+    failed = [row for row in rows if row["failed"]]
+    print(f"\n{len(failed)} of {len(rows)} cases failed")
+    for row in failed:
+        print(f"{row['model']} {row['devices']} {row['settings']}: {row['failed']}")
+
+
+def main() -> int:
+    """Compare, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--program", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, default=FILE)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    cases = [case for case in recorded(options.logs) if case.devices]
+    rows = compare(options.program, cases, options.work)
+    show(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
