@@ -140,7 +140,9 @@ def file_of(name: str, work: Path) -> Path:
     if not path.exists():
         from tests.llama import shapes
 
-        shapes.write(*shapes.find(name), path)
+        part = path.with_suffix(".part")  # a run that is killed leaves no file cut off
+        shapes.write(*shapes.find(name), part)
+        part.replace(path)
     return path
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,7 @@ from typing import Any
 from tests.llama.placements import TINY, file_of, settings_of
 from tests.unit.placements import FILE, MIB, Recorded, foretold, planned, recorded
 
+FIELDS = ("uma", "nonuma", "handleOutputLayer")
 PARTS = {"weights": "model", "cache": "KV", "compute": "compute"}
 COLUMNS = {"program": (*PARTS, "sum", "total"), "plan": (*PARTS, "sum")}
 WIDE = 20  # per cent
@@ -58,15 +60,25 @@ def arguments_of(case: Recorded, file: Path) -> list[str]:
     return found
 
 
-def ask(program: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """What the program says of each GPU."""
+def ask(program: str, arguments: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """What the program says of each of so many GPUs. Raises RuntimeError where it does not."""
     done = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [program, *arguments],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"exit {done.returncode}: {done.stderr.strip()[:300]}")
-    (item,) = json.loads(done.stdout)["estimate"]["items"]
-    gpus: list[dict[str, Any]] = item["vrams"]
+    try:
+        (item,) = json.loads(done.stdout)["estimate"]["items"]
+        gpus = [{field: gpu[field] for field in FIELDS} for gpu in item["vrams"]]
+    except (ValueError, KeyError, TypeError):
+        raise RuntimeError(f"printed no estimate: {done.stdout.strip()[:100]!r}") from None
+    if len(gpus) != count:
+        raise RuntimeError(f"{len(gpus)} GPUs, not {count}")
     return gpus
 
 
@@ -75,11 +87,10 @@ def estimated(program: str, case: Recorded, file: Path) -> list[dict[str, float]
     common = arguments_of(case, file)
     shares = settings_of(case.settings).split or case.free
     split = ["--tensor-split", ",".join(map(str, shares))]
-    whole = ask(program, [*common, *split, "--no-mmap"])
-    without = ask(program, [*common, *split, "--no-mmap", "--no-kv-offload"])
-    (single,) = ask(program, [*common, "--no-kv-offload"])
-    if len(whole) != len(case.free):
-        raise RuntimeError(f"{len(whole)} GPUs, not {len(case.free)}")
+    count = len(case.free)
+    whole = ask(program, [*common, *split, "--no-mmap"], count)
+    without = ask(program, [*common, *split, "--no-mmap", "--no-kv-offload"], count)
+    (single,) = ask(program, [*common, "--no-kv-offload"], 1)
     found = []
     for gpu, bare in zip(whole, without, strict=True):
         results = single["uma"] if gpu["handleOutputLayer"] else 0
@@ -119,7 +130,7 @@ def compare(program: str, cases: Iterable[Recorded], work: Path) -> list[dict[st
         }
         try:
             said = estimated(program, case, file_of(case.model, work))
-        except (RuntimeError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
             found.append({**row, "failed": str(error), "gpus": []})
             continue
         gpus = [
@@ -155,17 +166,18 @@ def beyond(values: Sequence[float]) -> str:
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """Print the tables."""
     small = {f"{name}:{mix}" for name, mix in TINY.items()}
-    groups = {name: [name] for name in dict.fromkeys(row["model"] for row in rows)}
+    compared = [row for row in rows if row["gpus"]]
+    groups = {name: [name] for name in dict.fromkeys(row["model"] for row in compared)}
     tiny, full = ([name for name in groups if (name in small) is which] for which in (True, False))
     groups[f"{len(tiny)} tiny models"] = tiny
     groups[f"{len(full)} models of full size"] = full
-    for who, columns in COLUMNS.items():
+    for who, columns in COLUMNS.items() if compared else ():
         last = columns[-1]
         print(f"\n{who}: errors in per cent\n")
         print(f"| model | GPUs, cases | {' | '.join(columns)} | {last}: median, beyond {WIDE} % |")
         print("|" + " --- |" * (len(columns) + 3))
         for name, models in groups.items():
-            of_group = [row for row in rows if row["model"] in models]
+            of_group = [row for row in compared if row["model"] in models]
             gpus = [gpu for row in of_group for gpu in row["gpus"]]
             if not gpus:
                 continue
@@ -179,20 +191,25 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Compare, print, write."""
+    """Compare, print, write. 1 where the program failed on a case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--program", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--logs", type=Path, default=FILE)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    cases = [case for case in recorded(options.logs) if case.devices]
-    rows = compare(options.program, cases, options.work)
-    show(rows)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return 0
+    if not shutil.which(options.program):
+        parser.error(f"no program {options.program}: compile gguf-parser-go's cmd/gguf-parser")
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+        cases = [case for case in recorded(options.logs) if case.devices]
+        rows = compare(options.program, cases, options.work)
+        show(rows)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    except (ImportError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    return int(any(row["failed"] for row in rows))
 
 
 if __name__ == "__main__":
