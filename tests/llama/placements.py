@@ -180,7 +180,7 @@ def record(
 def compare(path: Path) -> int:
     """Print how far the planner is from what was recorded, by model, and beside it how far the
     usual rule is for what GPUs take together: the size of the file and of the cache."""
-    from tests.unit.placements import MIB, Recorded, foretold, planned_model
+    from tests.unit.placements import MIB, Recorded, error, foretold, planned_model
 
     worst: dict[tuple[str, str], float] = {}
     rule: dict[str, list[float]] = {}
@@ -189,9 +189,8 @@ def compare(path: Path) -> int:
         recorded = Recorded(**case)
         for kind, _, said, mine in foretold(recorded):
             count += 1
-            error = abs(mine - said) / max(said, 0.01) if abs(mine - said) > 0.0051 else 0.0
             key = (recorded.model, kind)
-            worst[key] = max(worst.get(key, 0.0), error)
+            worst[key] = max(worst.get(key, 0.0), abs(error(mine, said)))
         if recorded.devices and "layers" not in recorded.settings:
             taken = sum(
                 size
@@ -205,7 +204,7 @@ def compare(path: Path) -> int:
     print(f"{count} buffers; the largest error of each model in per cent, and that of file + cache")
     print(f"{'model':<24} {'weights':>8} {'KV':>8} {'compute':>8}   file + cache")
     for model in dict.fromkeys(model for model, _ in worst):
-        row = (100 * worst.get((model, kind), 0.0) for kind in ("model", "KV", "compute"))
+        row = (worst.get((model, kind), 0.0) for kind in ("model", "KV", "compute"))
         ends = rule.get(model, [0.0])
         print(
             f"{model:<24} "

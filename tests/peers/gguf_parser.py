@@ -34,13 +34,21 @@ from statistics import median
 from typing import Any
 
 from tests.llama.placements import TINY, file_of, settings_of
-from tests.unit.placements import FILE, MIB, Recorded, foretold, planned, recorded
+from tests.unit.placements import (
+    FILE,
+    HALF_DIGIT,
+    MIB,
+    Recorded,
+    error,
+    foretold,
+    planned,
+    recorded,
+)
 
 FIELDS = ("uma", "nonuma", "handleOutputLayer")
 PARTS = {"weights": "model", "cache": "KV", "compute": "compute"}
-COLUMNS = {"program": (*PARTS, "sum", "total"), "plan": (*PARTS, "sum")}
+SUMS = {"program": ("sum", "total"), "plan": ("sum",)}
 WIDE = 20  # per cent
-HALF_DIGIT = 0.0051  # llama.cpp prints two digits of MiB
 
 
 def arguments_of(case: Recorded, file: Path) -> list[str]:
@@ -130,8 +138,8 @@ def compare(program: str, cases: Iterable[Recorded], work: Path) -> list[dict[st
         }
         try:
             said = estimated(program, case, file_of(case.model, work))
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
-            found.append({**row, "failed": str(error), "gpus": []})
+        except (RuntimeError, subprocess.TimeoutExpired) as failure:
+            found.append({**row, "failed": str(failure), "gpus": []})
             continue
         gpus = [
             {"logged": logged, "program": mine, "plan": plan}
@@ -142,13 +150,9 @@ def compare(program: str, cases: Iterable[Recorded], work: Path) -> list[dict[st
 
 
 def errors(gpus: Iterable[dict[str, Any]], who: str, part: str) -> list[float]:
-    """Per cent of what llama.cpp logged; what its two digits explain is none."""
+    """Of each GPU, in per cent."""
     digits = HALF_DIGIT if part in PARTS else len(PARTS) * HALF_DIGIT
-    pairs = [(gpu[who][part], gpu["logged"][part]) for gpu in gpus]
-    return [
-        100 * (mine - said) / max(said, 0.01) if abs(mine - said) > digits else 0.0
-        for mine, said in pairs
-    ]
+    return [error(gpu[who][part], gpu["logged"][part], digits) for gpu in gpus]
 
 
 def cell(values: Sequence[float]) -> str:
@@ -171,18 +175,19 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     tiny, full = ([name for name in groups if (name in small) is which] for which in (True, False))
     groups[f"{len(tiny)} tiny models"] = tiny
     groups[f"{len(full)} models of full size"] = full
-    for who, columns in COLUMNS.items() if compared else ():
-        last = columns[-1]
+    for who, sums in SUMS.items() if compared else ():
+        sizes = [f"{part}: median, beyond {WIDE} %" for part in sums]
+        heads = ["model", "GPUs, cases", *PARTS, *sums, *sizes]
         print(f"\n{who}: errors in per cent\n")
-        print(f"| model | GPUs, cases | {' | '.join(columns)} | {last}: median, beyond {WIDE} % |")
-        print("|" + " --- |" * (len(columns) + 3))
+        print(f"| {' | '.join(heads)} |")
+        print("|" + " --- |" * len(heads))
         for name, models in groups.items():
             of_group = [row for row in compared if row["model"] in models]
             gpus = [gpu for row in of_group for gpu in row["gpus"]]
             if not gpus:
                 continue
-            cells = [cell(errors(gpus, who, part)) for part in columns]
-            cells.append(beyond(errors(gpus, who, last)))
+            cells = [cell(errors(gpus, who, part)) for part in (*PARTS, *sums)]
+            cells += [beyond(errors(gpus, who, part)) for part in sums]
             print(f"| {name} | {len(gpus)}, {len(of_group)} | {' | '.join(cells)} |")
     failed = [row for row in rows if row["failed"]]
     print(f"\n{len(failed)} of {len(rows)} cases failed")
@@ -207,8 +212,8 @@ def main() -> int:
         show(rows)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    except (ImportError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+    except (ImportError, OSError) as failure:
+        sys.exit(f"{parser.prog}: {failure}")
     return int(any(row["failed"] for row in rows))
 
 

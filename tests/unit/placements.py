@@ -19,6 +19,7 @@ from tests.llama.tiny import TINY
 FILE = Path(__file__).with_name("placements.json")
 REPLAYED = Path(__file__).with_name("placements_replayed.json")  # 3.7, replayed on an H200
 MIB = 1 << 20
+HALF_DIGIT = 0.0051  # llama.cpp prints two digits of MiB
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,8 @@ def foretold(case: Recorded) -> Iterator[tuple[str, str, float, float]]:
     host = "CUDA_Host" if placement.gpus else "CPU"
     yield "KV", "CPU", case.mib["KV"].get("CPU", 0.0), placement.host.cache / MIB
     yield "compute", host, case.mib["compute"].get(host, 0.0), placement.host.compute / MIB
+
+
+def error(mine: float, said: float, digits: float = HALF_DIGIT) -> float:
+    """Per cent of what llama.cpp logged; what the digits that it prints explain is no error."""
+    return 100 * (mine - said) / max(said, 0.01) if abs(mine - said) > digits else 0.0

@@ -22,7 +22,6 @@ from legacy_cuda.planner.shapes import model_of
 
 CASES = placements.recorded()
 REPLAYED = placements.recorded(placements.REPLAYED)
-HALF_DIGIT = 0.0051  # llama.cpp prints two digits of MiB
 
 
 def test_there_are_cases_of_each_kind() -> None:
@@ -45,7 +44,7 @@ def test_weights_cache_and_buffers_are_what_llama_cpp_says(model: str) -> None:
             if experts and kind == "compute" and re.fullmatch(r"CUDA\d", backend):
                 assert 0.8 * said < mine < 1.6 * said, text
             else:
-                assert mine == pytest.approx(said, abs=HALF_DIGIT), text
+                assert mine == pytest.approx(said, abs=placements.HALF_DIGIT), text
 
 
 @pytest.mark.parametrize(
@@ -55,7 +54,7 @@ def test_a_real_library_for_gpus_says_the_same(model: str) -> None:
     """llama.cpp's own library for CUDA, compiled for 3.7 and replayed on an H200."""
     for case in (case for case in REPLAYED if case.model == model):
         for kind, backend, said, mine in placements.foretold(case):
-            assert mine == pytest.approx(said, abs=HALF_DIGIT), (
+            assert mine == pytest.approx(said, abs=placements.HALF_DIGIT), (
                 f"{kind} of {backend}: {mine:.3f} MiB planned, {said} logged; {case}"
             )
 
