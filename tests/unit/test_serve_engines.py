@@ -323,6 +323,9 @@ def test_vllm_is_set_up_or_refused(variables: dict[str, str], tmp_path: Path) ->
     (folder / "model.safetensors").write_bytes(b"\xff" * 8)
     done = run(variables, str(folder), "--gpu", "p40", "--program", str(program), "--json")
     assert done.returncode == 2 and "is not served" in done.stderr
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    done = run(variables, str(folder), "--gpu", "p40", "--program", str(program), "--json")
+    assert done.returncode == 2 and "for a GGUF file name the file" in done.stderr
 
 
 # Proof -------------------------------------------------------------------------------------------

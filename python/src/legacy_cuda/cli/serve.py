@@ -329,13 +329,12 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     from legacy_cuda.resolve import Stack, resolve
 
     folder = Path(arguments.model)
+    wanted = (
+        "vLLM serves a folder with config.json and safetensors; for a GGUF file name the file, "
+        "and leave out --engine vllm"
+    )
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is no folder of a model",
-            "it has no config.json",
-            "vLLM serves a folder with config.json and safetensors; for a GGUF file leave out "
-            "--engine vllm",
-        )
+        raise UserError(f"{folder} is no folder of a model", "it has no config.json", wanted)
     if len({card.capability for card in cards}) > 1:
         raise UserError(
             "vLLM gives every GPU the same part of every layer",
@@ -345,7 +344,7 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     try:
         found = safetensors.contents(folder)
     except ModelError as error:
-        raise UserError(f"{folder} is not served", str(error)) from error
+        raise UserError(f"{folder} is not served", str(error), wanted) from error
     except OSError as error:
         raise UserError(f"{folder} cannot be read", str(error)) from error
     answer = resolve(cards, output.read_engine("vllm"))
