@@ -25,6 +25,7 @@ import tiny
 
 from legacy_cuda import environment
 from legacy_cuda.catalog import find_engine, find_gpu, locks
+from legacy_cuda.cli import up
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.resolve import Stack, resolve
 
@@ -392,6 +393,22 @@ def test_arch_flags_that_disagree_are_a_verdict(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "NOT as audited" in done.stdout
         assert environment.read_manifest(box.target) is not None
+
+
+def test_what_was_built_for_which_is_said_of_the_one_that_says_it() -> None:
+    flags = {"said": ["sm_60", "sm_70"], "held": ["sm_60", "sm_70"], "agree": True}
+    check = {"version": "2.7.1+cu126", "cuda": "12.6"}
+    assert up._checked("PyTorch", check, flags) == (
+        "PyTorch 2.7.1+cu126 (CUDA 12.6) is importable and says it was built for sm_60 sm_70: "
+        "as audited"
+    )
+    check = {"version": "0.14.0+cu124.sm61", "cuda": "12.6", "torch": "2.7.1+cu126"}
+    assert up._checked("vLLM", check, flags) == (
+        "vLLM 0.14.0+cu124.sm61 is importable, with torch 2.7.1+cu126 (CUDA 12.6), which says it "
+        "was built for sm_60 sm_70: as audited"
+    )
+    check, flags = {"version": "0.3.36"}, {"said": [], "held": ["sm_61"], "agree": None}
+    assert up._checked("llama.cpp", check, flags) == "llama.cpp 0.3.36 is importable"
 
 
 def test_a_stack_without_code_for_the_gpu_is_a_verdict(tmp_path: Path) -> None:

@@ -465,5 +465,5 @@ def test_what_it_takes_is_said_before(box: tiny.Box, index: Path) -> None:
     done = up(box, "--offline", "--index", str(index))
     said = " ".join(done.stderr.split())
     assert f"compiled llama-cpp-python {need().version}: built already" in said
-    assert "compiled llama-cpp-tools 0.3.36+legacy.1: to be compiled here, about" in said
+    assert "tools 0.3.36+legacy.1: not in the index; to be compiled here, about" in said
     assert "the toolchain 11.8: 0.5 GiB to download" in said or "MiB to download" in said

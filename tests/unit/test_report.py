@@ -111,6 +111,14 @@ def test_a_good_environment(manifest: dict[str, Any]) -> None:
     assert "does not run" not in page.text and "Altered" not in page.text
 
 
+def test_whose_cuda_it_is(manifest: dict[str, Any]) -> None:
+    assert "torch 2.7.1+cu126, CUDA 12.6" in Page(report.html(manifest)).text
+    manifest["engine"] = "vllm"
+    manifest["check"] |= {"version": "0.14.0+cu124.sm61", "torch": "2.7.1+cu126"}
+    said = Page(report.html(manifest)).text
+    assert "vllm 0.14.0+cu124.sm61, torch 2.7.1+cu126, CUDA 12.6" in said
+
+
 def test_nothing_is_run_or_fetched(manifest: dict[str, Any]) -> None:
     page = Page(report.html(manifest))
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object"}

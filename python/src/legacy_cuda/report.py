@@ -142,6 +142,8 @@ def _tags(manifest: dict[str, Any]) -> str:
     check, flags, driver = manifest["check"], manifest["arch_flags"], manifest["driver"]
     version = escape(str(check.get("version", check.get("error", "not importable"))))
     cuda = f", CUDA {escape(str(check['cuda']))}" if "cuda" in check else ""
+    if "torch" in check:  # of an engine on PyTorch it is PyTorch's
+        cuda = f", torch {escape(str(check['torch']))}{cuda}"
     agree = {True: "agree", False: "disagree", None: "not compared: no driver here"}[flags["agree"]]
     ran = manifest["gpu_run"]
     tags = [

@@ -132,6 +132,11 @@ def order(wanted: Need) -> Order:
     return building.order(wanted.recipe, wanted.way, wanted.capabilities, place)
 
 
+def is_looked_in(index: str | None, offline: bool) -> bool:
+    """Whether :func:`find` looks into an index for what the cache has not."""
+    return bool(index) and not (offline and _Place(index or "").remote)
+
+
 def find(
     wanted: Need, index: str | None, offline: bool, progress: fetch.Progress | None = None
 ) -> Provided | None:

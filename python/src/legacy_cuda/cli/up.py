@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
                 manifest = environment.refresh(before, plan, update)
             return _report(manifest, plan, arguments.json, "examined again")
         found = _find(plan, arguments)
-        _announce(plan, found)
+        _announce(plan, found, arguments)
         if None in found:  # before hours of compiling; it is looked at again before uv's work
             environment.check_space(plan)
         compiled = _build(plan, found, arguments.offline)
@@ -137,7 +137,7 @@ def _interpreter(need: Any, plan: Any) -> tuple[str, str]:
     return choose_python(pythons[::-1])
 
 
-def _announce(plan: Any, found: list[Any]) -> None:
+def _announce(plan: Any, found: list[Any], arguments: argparse.Namespace) -> None:
     """Say what it will cost before it does: on standard error, also where nobody watches."""
     from legacy_cuda.build import provide
     from legacy_cuda.catalog.toolchains import find_toolchain
@@ -151,7 +151,9 @@ def _announce(plan: Any, found: list[Any]) -> None:
     for need, there in zip(plan.compiled, found, strict=True):
         how = "built already"
         if there is None:
-            how = f"to be compiled here, about {provide.minutes(need)} minutes"
+            looked = provide.is_looked_in(arguments.index, arguments.offline)
+            how = "not in the index; " if looked else ""
+            how += f"to be compiled here, about {provide.minutes(need)} minutes"
             toolchains.add(need.way.toolchain)
         patched += f"  compiled {need.recipe.package} {need.version}: {how}\n"
     for name in sorted(toolchains):
@@ -210,12 +212,7 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
         text = f"{engine} is not usable: {check['error']}"
         print(output.wrapped("  check", output.paint(text, "red"), 13))
     else:
-        cuda = f" (CUDA {check['cuda']})" if "cuda" in check else ""
-        text = f"{engine} {check['version']}{cuda} is importable"
-        if flags["agree"] is not None:
-            agree = "as audited" if flags["agree"] else "NOT as audited"
-            text += f" and says it was built for {' '.join(flags['said'])}: {agree}"
-        print(output.wrapped("  check", text, 13))
+        print(output.wrapped("  check", _checked(engine, check, flags), 13))
     run_style = (
         "dim" if manifest["gpu_run"].startswith("not run") else "red" if failed_run else "green"
     )
@@ -233,6 +230,20 @@ def _report(manifest: dict[str, Any], plan: Any, as_json: bool, state: str) -> i
     )
     print(f"  report     {output.short(plan.target)}/{REPORT}, {MANIFEST}")
     return 0 if good else 1
+
+
+def _checked(engine: str, check: dict[str, Any], flags: dict[str, Any]) -> str:
+    """What the engine said when it was imported, in words."""
+    cuda = f" (CUDA {check['cuda']})" if "cuda" in check else ""
+    if "torch" in check:  # of an engine on PyTorch it is PyTorch that says what it was built for
+        text = f"{engine} {check['version']} is importable"
+        who = f", with torch {check['torch']}{cuda}, which"
+    else:
+        text, who = f"{engine} {check['version']}{cuda} is importable", " and"
+    if flags["agree"] is None:
+        return text
+    agree = "as audited" if flags["agree"] else "NOT as audited"
+    return f"{text}{who} says it was built for {' '.join(flags['said'])}: {agree}"
 
 
 _ORIGINS = {"built": "compiled here", "index": "from an index"}
