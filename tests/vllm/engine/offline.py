@@ -90,6 +90,7 @@ def main() -> int:
         "model": options.folder.name,
         "settings": settings,
         "dequantized": options.dequantize,
+        "leads overlooked": options.lead,
         "device": torch.cuda.get_device_name(),
         "capability": torch.cuda.get_device_capability(),
         "seconds to load": round(loaded, 1),
