@@ -144,6 +144,27 @@ def test_a_program_that_always_fails_is_given_up(
     assert [text for text in said if "status 7" in text] == said and len(said) == 2
 
 
+def test_what_has_no_cpu_back_end_is_not_started_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from legacy_cuda import nvml
+    from legacy_cuda.engines import run as runner
+    from legacy_cuda.errors import SurroundingsError
+
+    marker = tmp_path / "started"
+    none = nvml.Snapshot(0.0, 0.0, error=nvml.Missing("LIBRARY_NOT_FOUND", "libnvidia-ml.so.1"))
+    monkeypatch.setattr(nvml, "snapshot", lambda: none)
+    engine = runner.Engine(
+        ["touch", str(marker)], {}, "http://127.0.0.1:1/health", [1], restarts=0, on_gpus_only=True
+    )
+    with pytest.raises(SurroundingsError, match="has no CPU back end") as caught:
+        runner.serve(engine, print)
+    assert "library not found (libnvidia-ml.so.1)" in caught.value.why and not marker.exists()
+    with pytest.raises(SurroundingsError, match="ended 1 times"):  # that reason and no other
+        runner.serve(replace(engine, on_gpus_only=False), print)
+    assert marker.exists()
+
+
 def test_bad_files_are_refused_before_anything_starts(
     variables: dict[str, str], model: Path, program: Path
 ) -> None:

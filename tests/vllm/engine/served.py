@@ -63,19 +63,23 @@ def resident(root: int) -> int:
 
 
 def on_the_gpu(root: int) -> tuple[int, int]:
-    """MiB on the GPU that a process and those below it have in use, and that all have."""
+    """MiB on the GPU that a process and those below it have in use, and that all have; 0 where
+    nvidia-smi does not tell, as of processes that it shows under a host's numbers."""
 
     def asked(*words: str) -> list[str]:
         command = ["nvidia-smi", *words, "--format=csv,noheader,nounits"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.splitlines() if done.returncode == 0 else []
 
+    def mib(text: str) -> int:  # "[N/A]" where it does not know
+        return int(text) if text.strip().isdigit() else 0
+
     own = set(processes(root))
     rows = [row.split(",") for row in asked("--query-compute-apps=pid,used_memory")]
     everyone = asked("--query-gpu=memory.used")
     return (
-        sum(int(used) for pid, used in rows if int(pid) in own and used.strip().isdigit()),
-        int(everyone[0]) if everyone else 0,
+        sum(mib(used) for pid, used in rows if mib(pid) in own),
+        mib(everyone[0]) if everyone else 0,
     )
 
 
@@ -148,10 +152,12 @@ class Client:
         parts.close()
 
 
-def load(client: Client, seconds: float, root: int, tell: Any) -> dict[str, Any]:
-    """Eight clients at once, for so long; what they did, and memory over time."""
-    draw, end, enough = random.Random(5), time.time() + seconds, threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: enough.set())
+def load(
+    client: Client, seconds: float, root: int, enough: threading.Event, tell: Any
+) -> dict[str, Any]:
+    """Eight clients at once, for so long or until it is enough; what they did, and memory over
+    time."""
+    draw, end = random.Random(5), time.time() + seconds
     count = {"greedy": 0, "streamed": 0, "chat": 0, "sampled": 0, "broken off": 0}
     wrong = 0
     memory: list[tuple[float, int, int, int]] = []
@@ -159,7 +165,8 @@ def load(client: Client, seconds: float, root: int, tell: Any) -> dict[str, Any]
 
     def found() -> dict[str, Any]:
         named = {"memory (s, KiB; on the GPU MiB, of all MiB)": memory}
-        return {"requests": count, "not as expected": wrong, **named}
+        passed = {"seconds": round(time.time() - started, 1), "asked for": seconds}
+        return {**passed, "requests": count, "not as expected": wrong, **named}
 
     def one(kind: str, at: int, length: int) -> bool:
         row = client.rows[at]
@@ -225,7 +232,8 @@ def main() -> int:
     def tell(found: dict[str, Any]) -> None:
         options.output.write_text(json.dumps({**document, "load": found}, indent=1))
 
-    started = time.time()
+    started, enough = time.time(), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: enough.set())
     with options.log.open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -237,7 +245,7 @@ def main() -> int:
         plain, streamed = (client.chat(rows[3], 40, stream) for stream in (False, True))
         document["chat"] = {"words": len(plain.split()), "same streamed": plain == streamed}
         tell({})
-        document["load"] = load(client, options.seconds, server.pid, tell)
+        document["load"] = load(client, options.seconds, server.pid, enough, tell)
         document["alive"] = server.poll() is None
     finally:
         for kind in (signal.SIGTERM, signal.SIGKILL):

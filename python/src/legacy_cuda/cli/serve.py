@@ -596,6 +596,7 @@ def _foreground(service: Service) -> int:
         prove=(lambda: runner.ollama_proof(address.url, service.model))
         if service.engine == "ollama"
         else None,
+        on_gpus_only=service.engine == "vllm",
     )
     return runner.serve(
         engine, lambda text: print(f"{address.url}: {text}", file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ class Engine:
 
     ``planned`` are the bytes that it takes on each GPU, and nothing where it computes on the CPU.
     ``prove`` says whether it uses the GPUs, once it is ready; None: the driver is asked what it
-    has of them (:func:`legacy_cuda.engines.proof.prove`).
+    has of them (:func:`legacy_cuda.engines.proof.prove`). ``on_gpus_only``: it has no CPU back end.
     """
 
     command: Sequence[str]
@@ -48,6 +48,7 @@ class Engine:
     planned: Sequence[int] = field(default=())
     prove: Callable[[], Proof] | None = None
     restarts: int = 5  # crashes within ten minutes, after which it is given up
+    on_gpus_only: bool = False
 
 
 def answers(address: str, timeout: float = 2.0) -> bool:
@@ -133,8 +134,8 @@ def serve(engine: Engine, say: Callable[[str], None]) -> int:
     ``say`` gets a line when it is ready, and when it is started again.
 
     Raises:
-        SurroundingsError: it cannot be started, crashes again and again, or computes on the CPU
-            although it was planned for GPUs.
+        SurroundingsError: it cannot be started, crashes again and again, computes on the CPU
+            although it was planned for GPUs, or there is no GPU and it cannot do without.
     """
     stopping: list[int] = []
     child: list[subprocess.Popen[bytes]] = []
@@ -149,6 +150,12 @@ def serve(engine: Engine, say: Callable[[str], None]) -> int:
     try:
         while not stopping:
             found = nvml.snapshot() if engine.planned and engine.prove is None else None
+            if engine.on_gpus_only and found and not found.devices and not crashes:
+                raise SurroundingsError(
+                    f"{engine.command[0]} has no CPU back end, and the driver shows no GPU",
+                    str(found.error or "there is none"),
+                    "legacy-cuda doctor says what is wrong with the driver",
+                )
             child[:] = [_start(engine)]
             if stopping:  # a signal came between the two
                 child[0].terminate()
