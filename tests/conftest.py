@@ -1,6 +1,8 @@
-"""The option ``--large``, and what it keeps from running."""
+"""The option ``--large``, and what it keeps from running; Control-C is heard."""
 
 from __future__ import annotations
+
+import signal
 
 import pytest
 
@@ -15,6 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: downloads gigabytes; only runs with --large")
+    # a script's background jobs begin with SIGINT ignored, and so does all that they start
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
