@@ -47,14 +47,14 @@ BASE = {
 
 
 def configuration(name: str) -> Any:
-    """The configuration of ``llama``, ``qwen3`` or ``gemma3``: one of each kind of attention."""
-    if name == "llama":
+    """Of a model's name: ``llama``, ``qwen3`` or ``gemma3`` before the dash, one of each kind of
+    attention."""
+    kind = name.partition("-")[0]
+    if kind == "llama":
         return transformers.LlamaConfig(**BASE)
-    if name == "qwen3":
-        return transformers.Qwen3Config(**BASE, head_dim=64)
-    if name == "qwen3-fp8":
-        return transformers.Qwen3Config(**BASE, head_dim=256)
-    if name == "gemma3":
+    if kind == "qwen3":
+        return transformers.Qwen3Config(**BASE, head_dim=256 if name == "qwen3-fp8" else 64)
+    if kind == "gemma3":
         settings = {"head_dim": 256, "sliding_window": 64, "num_hidden_layers": 6}
         return transformers.Gemma3TextConfig(
             **{**BASE, **settings, "num_attention_heads": 4, "query_pre_attn_scalar": 256}
@@ -119,8 +119,7 @@ def tokenizer(folder: Path) -> None:
 
 def make(name: str, seed: int) -> Any:
     torch.manual_seed(seed)
-    known = name if name == "qwen3-fp8" else name.partition("-")[0]
-    model = transformers.AutoModelForCausalLM.from_config(configuration(known))
+    model = transformers.AutoModelForCausalLM.from_config(configuration(name))
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()
     return model.eval()

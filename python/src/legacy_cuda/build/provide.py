@@ -150,11 +150,11 @@ def find(
         SurroundingsError: the index cannot be read, or has other bytes than are recorded.
     """
     kept = _cached(wanted)
-    if not index or (kept is not None and kept.as_recorded is not False):
+    if kept is not None and kept.as_recorded is not False:
+        return kept
+    if not index or not is_looked_in(index, offline):
         return kept
     place = _Place(index)
-    if place.remote and offline:
-        return kept
     rows = [row for row in place.rows(wanted.recipe.package) if _fits(row, wanted)]
     if not rows:
         return kept
