@@ -103,6 +103,17 @@ def test_engines_that_cannot_are_refused_with_a_way_out(engine: str, names: list
     assert found.instead
 
 
+@pytest.mark.parametrize(
+    ("card", "first"),
+    [("m40", "llama.cpp: "), ("p40", "vLLM: "), ("v100", "vLLM (not packaged here yet)")],
+)
+def test_an_engine_that_the_card_is_refused_is_no_way_out(card: str, first: str) -> None:
+    found = answer(card, engine="tensorrt-llm")
+    assert isinstance(found, Refusal)
+    assert found.instead[0].startswith(first)
+    assert any("vLLM" in text for text in found.instead) is (card != "m40")
+
+
 def test_vllm_is_for_pascal() -> None:
     for names in (["p40"], ["p4", "p40", "p40"], ["p100"], ["p100", "gtx1060-6gb"]):
         found = answer(*names, engine="vllm")

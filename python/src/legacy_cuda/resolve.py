@@ -12,12 +12,21 @@ From what is left, the newest driver and the newest stack are taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from legacy_cuda import catalog
 from legacy_cuda.capability import Capability
-from legacy_cuda.catalog import Branch, Engine, Flavour, Gpu, StackFacts, Toolkit, dotted
+from legacy_cuda.catalog import (
+    Branch,
+    Engine,
+    EngineRule,
+    Flavour,
+    Gpu,
+    StackFacts,
+    Toolkit,
+    dotted,
+)
 
 USUAL_ENGINE = "torch"
 """What is resolved for where nobody says; a name of the catalog."""
@@ -184,22 +193,26 @@ def _refused_by_engine(gpus: tuple[Gpu, ...], engine: Engine) -> Refusal | None:
     instead: dict[str, None] = {}
     for gpu, rule in bad:
         because[f"{engine.title} on {_names([gpu])}: {rule.reason}"] = None
-        for item in rule.instead:
-            instead[_alternative(item, gpu)] = None
+        for text in alternatives(rule, gpu):
+            instead[text] = None
     rest = [gpu for gpu in gpus if gpu not in [bad_gpu for bad_gpu, _ in bad]]
     if rest and any(gpu.legacy for gpu in rest) and isinstance(resolve(rest, engine), Stack):
         instead[f"leave it out: {' '.join(gpu.name for gpu in rest)} alone works"] = None
     return Refusal(gpus, engine, kind, tuple(because), tuple(instead))
 
 
-def _alternative(item: str, gpu: Gpu) -> str:
-    if " " in item:
-        return item
-    engine = catalog.find_engine(item)
-    verdict = engine.rule(gpu.capability).verdict
-    if verdict == "offered":
-        return f"{engine.title}: legacy-cuda resolve {gpu.name} --engine {engine.name}"
-    return f"{engine.title} (not packaged here yet)"
+def alternatives(rule: EngineRule, gpu: Gpu) -> Iterator[str]:
+    """What a rule says to take instead, but for engines that are refused on this GPU themselves."""
+    for item in rule.instead:
+        if " " in item:
+            yield item
+            continue
+        engine = catalog.find_engine(item)
+        verdict = engine.rule(gpu.capability).verdict
+        if verdict == "offered":
+            yield f"{engine.title}: legacy-cuda resolve {gpu.name} --engine {engine.name}"
+        elif verdict == "not-packaged":
+            yield f"{engine.title} (not packaged here yet)"
 
 
 def _split(gpus: Sequence[Gpu], engine: Engine) -> tuple[tuple[str, ...], ...]:

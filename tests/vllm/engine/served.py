@@ -49,17 +49,18 @@ def processes(root: int) -> list[int]:
     return found
 
 
-def resident(root: int) -> int:
-    """KiB of memory that a process and those below it have to themselves."""
-    total = 0
+def resident(root: int) -> dict[str, int]:
+    """KiB of memory that a process and those below it have to themselves, by name of process."""
+    found: dict[str, int] = {}
     for pid in processes(root):
         try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith(("Private_Clean", "Private_Dirty")):
-                    total += int(line.split()[1])
+                    found[name] = found.get(name, 0) + int(line.split()[1])
         except OSError:
             continue
-    return total
+    return found
 
 
 def on_the_gpu(root: int) -> tuple[int, int]:
@@ -160,11 +161,11 @@ def load(
     draw, end = random.Random(5), time.time() + seconds
     count = {"greedy": 0, "streamed": 0, "chat": 0, "sampled": 0, "broken off": 0}
     wrong = 0
-    memory: list[tuple[float, int, int, int]] = []
+    memory: list[tuple[float, dict[str, int], int, int]] = []
     started = time.time()
 
     def found() -> dict[str, Any]:
-        named = {"memory (s, KiB; on the GPU MiB, of all MiB)": memory}
+        named = {"memory (s, KiB by process; on the GPU MiB, of all MiB)": memory}
         passed = {"seconds": round(time.time() - started, 1), "asked for": seconds}
         return {**passed, "requests": count, "not as expected": wrong, **named}
 

@@ -195,15 +195,14 @@ def _refused(problem: UserError, arguments: argparse.Namespace) -> int:
 def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int] | UserError:
     """The CUDA that the engine runs with on these cards, or why it does not."""
     from legacy_cuda import catalog
-    from legacy_cuda.resolve import Refusal, resolve
+    from legacy_cuda.resolve import Refusal, alternatives, resolve
 
     if engine == "ollama":
         for card in cards:
             rule = output.read_engine("ollama").rule(card.capability)
             if rule.verdict == "refused":
-                return UserError(
-                    f"Ollama does not serve {card.product}", rule.reason, "; ".join(rule.instead)
-                )
+                instead = "; ".join(alternatives(rule, card))
+                return UserError(f"Ollama does not serve {card.product}", rule.reason, instead)
         return max(catalog.toolkits())[0], 0  # it brings its own; the estimate is one for all
     answer = resolve(cards, output.read_engine("llama-cpp"))
     if isinstance(answer, Refusal):
