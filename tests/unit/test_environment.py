@@ -24,6 +24,7 @@ import pytest
 import tiny
 
 from legacy_cuda import environment
+from legacy_cuda.build import backend
 from legacy_cuda.catalog import find_engine, find_gpu, locks
 from legacy_cuda.cli import up
 from legacy_cuda.errors import SurroundingsError, UserError
@@ -971,3 +972,33 @@ def test_activate_in_a_moved_environment(ready: tiny.Box) -> None:
     assert ready.run("up", "p40", "--path", str(moved)).returncode == 0
     script = f'. "{moved}/activate"; python -c "import sys; print(sys.prefix)"'
     assert run_shell("dash", script, ready).strip() == str(moved)
+
+
+def test_a_python_without_headers_is_not_compiled_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def python(name: str, include: Path) -> str:
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\necho {include}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    bare, whole = python("bare", tmp_path / "include"), python("whole", tmp_path)
+    (tmp_path / "Python.h").touch()
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    monkeypatch.setattr(sys, "_base_executable", bare, raising=False)
+    found: dict[str, str] = {}
+    monkeypatch.setattr(environment, "_find_python", found.get)
+    assert environment.choose_python((running,)) == (running, bare)
+    assert environment.choose_python((running, "3.9"), headers=True) == (running, running)
+    found["3.9"] = whole
+    assert environment.choose_python((running, "3.9"), headers=True) == ("3.9", whole)
+    # what uv downloads has them, and it does not take the machine's instead
+    assert environment.has_headers(running)
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "none"))
+    lock = locks.load_lock("build-vllm")
+    (version,) = lock.pythons
+    with pytest.raises(SurroundingsError) as error:
+        backend.make_environment(lock, version, version, tmp_path / "tools")
+    assert f"install Python {version} with its headers" in str(error.value.next_step)

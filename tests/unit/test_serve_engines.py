@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import builders
 import model_files
 import pytest
 import tiny
@@ -326,6 +327,55 @@ def test_vllm_is_set_up_or_refused(variables: dict[str, str], tmp_path: Path) ->
     (folder / "model.safetensors").rename(folder / "model.gguf")
     done = run(variables, str(folder), "--gpu", "p40", "--program", str(program), "--json")
     assert done.returncode == 2 and "for a GGUF file name the file" in done.stderr
+
+
+def test_vllm_is_refused_without_code_for_the_cards(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    site = tmp_path / "env" / "lib" / "python3.12" / "site-packages" / "vllm"
+    program = tmp_path / "env" / "bin" / "vllm"
+    for path in (site, program.parent):
+        path.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    linked = tmp_path / "vllm"  # as pipx and uv put it on PATH
+    linked.symlink_to(program)
+    model_files.folder(folder := tmp_path / "m")
+
+    def asked(gpu: str) -> Any:
+        return run(variables, str(folder), "--gpu", gpu, "--program", str(linked), "--json")
+
+    assert asked("p40").returncode == 0  # there is nothing to read
+    extension = site / "_C.abi3.so"
+    extension.write_bytes(builders.library(builders.container(builders.entry(number=61))))
+    assert asked("p40").returncode == 0
+    done = asked("p100")
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    said = " ".join(done.stderr.split())
+    assert "_C.abi3.so has code for it in 0 of 1 containers" in said
+    assert "legacy-cuda up p100 --engine vllm" in said
+    extension.write_bytes(b"no library")
+    assert asked("p100").returncode == 0
+
+
+def test_vllm_is_asked_for_no_longer_context_than_the_model_has(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+
+    def asked(context: int, **changes: Any) -> Any:
+        shutil.rmtree(tmp_path / "m", ignore_errors=True)
+        model_files.folder(tmp_path / "m", max_position_embeddings=4096, **changes)
+        command = [str(tmp_path / "m"), "--gpu", "p40", "--program", str(program), "--json"]
+        return run(variables, *command, "--context", str(context))
+
+    assert asked(4096).returncode == 0
+    done = asked(4097)
+    assert done.returncode == 1 and "made for 4096 tokens" in done.stderr
+    assert asked(4097, rope_parameters={"rope_type": "default"}).returncode == 1
+    assert asked(4097, rope_scaling={"rope_type": "yarn", "factor": 4.0}).returncode == 0
 
 
 # Proof -------------------------------------------------------------------------------------------

@@ -170,17 +170,33 @@ def _check_machine(lock: Lock, compiled: Sequence[Need] = ()) -> None:
         )
 
 
-def choose_python(pythons: tuple[str, ...]) -> tuple[str, str]:
+def choose_python(pythons: tuple[str, ...], headers: bool = False) -> tuple[str, str]:
     """A version of these and what to give to uv for it: the Python that runs this, else the first
-    that is on the machine, else the first."""
+    that is on the machine (``headers``: and has them); else the first, which uv then downloads."""
+    for version, path in _pythons(pythons):
+        if not headers or has_headers(path):
+            return version, path
+    return pythons[0], pythons[0]
+
+
+def has_headers(interpreter: str) -> bool:
+    """Whether C can be compiled against a Python, by its path; by a version, uv downloads it, with
+    all that belongs to it."""
+    if os.sep not in interpreter:
+        return True
+    command = [interpreter, "-I", "-c", "import sysconfig; print(sysconfig.get_path('include'))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and (Path(done.stdout.strip()) / "Python.h").is_file()
+
+
+def _pythons(versions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if running in pythons:
-        return running, str(getattr(sys, "_base_executable", sys.executable))
-    for version in pythons:
+    if running in versions:
+        yield running, str(getattr(sys, "_base_executable", sys.executable))
+    for version in versions:
         found = _find_python(version)
         if found is not None:
-            return version, found
-    return pythons[0], pythons[0]
+            yield version, found
 
 
 def _find_python(version: str) -> str | None:

@@ -158,6 +158,9 @@ def _end(log: Path, begin: int = 0) -> str:
 def make_environment(lock: Lock, python: str, interpreter: str, target: Path) -> Path:
     """A virtual environment with the files of a lock, by their sha256; its Python.
 
+    ``python`` is a version and ``interpreter`` its path, or the version again where none on the
+    machine will do, so that uv takes one of its own.
+
     Raises:
         SurroundingsError: uv could not make it.
     """
@@ -168,8 +171,9 @@ def make_environment(lock: Lock, python: str, interpreter: str, target: Path) ->
     uv = [fetch.uv_binary(), *fetch.NO_PROJECT]
     executable = target / "bin" / "python"
     sync = ["pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"]
+    of_uv = ["--managed-python"] if interpreter == python else []
     for command in (
-        [*uv, "venv", "--quiet", "--clear", "--python", interpreter, str(target)],
+        [*uv, "venv", "--quiet", "--clear", *of_uv, "--python", interpreter, str(target)],
         [*uv, *sync, "--python", str(executable), str(requirements)],
     ):
         done = subprocess.run(
@@ -179,6 +183,7 @@ def make_environment(lock: Lock, python: str, interpreter: str, target: Path) ->
             raise SurroundingsError(
                 "what the build needs could not be installed",
                 done.stderr.strip(),
-                "check the network and run again",
+                "check the network and run again"
+                + (f", or install Python {python} with its headers" if of_uv else ""),
             )
     return executable

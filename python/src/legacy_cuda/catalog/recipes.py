@@ -54,8 +54,8 @@ class Recipe:
     ``overlay`` names a folder of ours that is laid over the sources, "" where there is none.
     ``local`` is the local version where that does not depend on the GPU: "" for a package with
     device code. ``requires`` are requirements (PEP 508) beside those that the sources state, and
-    ``libraries`` the sonames that these bring, with their folder below site-packages. ``disk`` is
-    what a build takes.
+    ``libraries`` the sonames that these bring, with their folder below site-packages. ``headers``
+    says whether Python's are read, ``disk`` is what a build takes.
     """
 
     package: str
@@ -69,6 +69,7 @@ class Recipe:
     environment: dict[str, str]
     requires: tuple[str, ...]
     libraries: dict[str, str]
+    headers: bool
     disk: int
     ways: tuple[Way, ...]
 
@@ -130,6 +131,7 @@ def _recipe(row: dict[str, Any]) -> Recipe:
         environment=row.get("environment", {}),
         requires=tuple(row.get("requires", ())),
         libraries=row.get("libraries", {}),
+        headers=row.get("headers", False),
         disk=row["disk"],
         ways=tuple(
             Way(

@@ -132,7 +132,8 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
     with output.progress() as tell:
         archive = building.archive(recipe, arguments.sdist, tell)
         order = replace(order, toolchain=_toolchain(toolchain, arguments, tell))
-    interpreter = choose_python((arguments.python,) if arguments.python else pythons[::-1])
+    pythons = (arguments.python,) if arguments.python else pythons[::-1]
+    interpreter = choose_python(pythons, recipe.headers)
     place = arguments.output
     if arguments.twice:
         place = paths.cache_directory() / "builds" / f"{recipe.package}-{order.version}.twice"

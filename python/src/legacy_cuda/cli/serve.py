@@ -363,6 +363,13 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     if note := vllm.note(found.config):
         print(note, file=sys.stderr)
     program = _program(arguments, vllm.PROGRAM)
+    if lacks := vllm.without_code(program, [device.gpu.capability for device in where]):
+        raise SurroundingsError(
+            f"{program} does not run on these cards",
+            lacks,
+            f"legacy-cuda up {cards[0].name} --engine vllm makes an environment with one that "
+            "does; activate it, or name its program with --program",
+        )
     address = _address(arguments)
     name = arguments.name or found.shape.name
     return Service(

@@ -129,12 +129,12 @@ def _interpreter(need: Any, plan: Any) -> tuple[str, str]:
     """The Python that a package is built with: the environment's, if its back end is locked for
     it, else another; the wheel is for all of them."""
     from legacy_cuda.catalog.locks import load_lock
-    from legacy_cuda.environment import choose_python
+    from legacy_cuda.environment import choose_python, has_headers
 
-    pythons = load_lock(need.recipe.lock).pythons
-    if plan.python in pythons:
+    pythons, headers = load_lock(need.recipe.lock).pythons, need.recipe.headers
+    if plan.python in pythons and (not headers or has_headers(plan.interpreter)):
         return plan.python, plan.interpreter
-    return choose_python(pythons[::-1])
+    return choose_python(pythons[::-1], headers)
 
 
 def _announce(plan: Any, found: list[Any], arguments: argparse.Namespace) -> None:

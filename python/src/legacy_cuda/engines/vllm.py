@@ -29,6 +29,7 @@ HEALTH = "/health"
 METRICS = "/metrics"
 #: Of addresses, that its processes need beside the internet's: gloo and NCCL list the interfaces.
 FAMILIES = ("AF_NETLINK",)
+_EXTENSION = "vllm/_C.abi3.so"  # below site-packages
 _MOST = 0.95  # of a GPU's memory
 _BLOCK = 16  # tokens that its cache is allocated in, its default
 _ACTIVATIONS = 0.1  # of its share, for what a batch needs: a guess, vLLM measures it
@@ -86,6 +87,15 @@ def gate(config: Mapping[str, Any], capabilities: Sequence[Capability]) -> str:
     return ""
 
 
+def _beyond(config: Mapping[str, Any], shape: ModelShape, context: int) -> bool:
+    """Whether a context is longer than the model's; with scaled positions, that is not judged."""
+    for name in ("rope_scaling", "rope_parameters"):
+        scaling = _text(config).get(name)
+        if scaling and not (isinstance(scaling, dict) and scaling.get("rope_type") == "default"):
+            return False
+    return 0 < shape.context < context
+
+
 def _per_token(shape: ModelShape, width: int) -> int:
     """Bytes of keys and values of one token in all layers."""
     return 2 * shape.layers * shape.heads_kv * shape.head_size * width
@@ -111,6 +121,8 @@ def set_up(
     """
     dtype, gpus = dtype_of(config), len(devices)
     why = gate(config, [device.gpu.capability for device in devices])
+    if not why and _beyond(config, shape, context):
+        why = f"the model is made for {shape.context} tokens, and vLLM takes no longer context"
     if not why and shape.heads % gpus:
         why = f"{shape.heads} heads are not divided among {gpus} GPUs"
     least = min(devices, key=lambda device: device.room)
@@ -127,6 +139,25 @@ def set_up(
         missing = (weights + cache - room) / MIB
         why = f"{missing:.0f} MiB are missing on {least.name}"
     return Setup(dtype, gpus, context, parallel, share, weights, cache, why)
+
+
+def without_code(program: Path, capabilities: Sequence[Capability]) -> str:
+    """What the extension of an environment's vLLM lacks for GPUs of these capabilities; "" where
+    that is nothing, or where the program's environment or its extension cannot be read."""
+    from legacy_cuda import audit
+    from legacy_cuda.devicecode import DeviceCodeError, scan_file
+
+    site = "lib/python3*/site-packages"
+    for path in program.resolve().parent.parent.glob(f"{site}/{_EXTENSION}"):
+        try:
+            libraries = audit.summarise([scan_file(path, _EXTENSION)])
+        except (DeviceCodeError, OSError):
+            continue
+        for capability in sorted(set(capabilities)):
+            verdict = audit.judge(libraries, capability)
+            if not verdict.good:
+                return f"for {capability}, {path} {audit.describe(verdict)}"
+    return ""
 
 
 def arguments(setup: Setup, folder: Path, address: Address, name: str) -> list[str]:
