@@ -3,8 +3,8 @@
     python served.py FOLDER --seconds 120 --output FILE [-- SERVER'S OPTIONS]
 
 FOLDER is one that ``models.py`` made. Answers are compared with ``expected.json``. Under load,
-requests of all kinds come and go, some broken off by the client; every five seconds the memory
-that the server's processes have to themselves is read, and theirs on the GPU. SIGTERM ends the
+requests of all kinds come and go, some broken off by the client; every five seconds the
+anonymous memory of the server's processes is read, and theirs on the GPU. SIGTERM ends the
 load before its time.
 """
 
@@ -50,13 +50,14 @@ def processes(root: int) -> list[int]:
 
 
 def resident(root: int) -> dict[str, int]:
-    """KiB of memory that a process and those below it have to themselves, by name of process."""
+    """KiB of anonymous memory of a process and those below it, by name of process. Pages of files
+    are left out: whether these are private depends on who else has the same libraries loaded."""
     found: dict[str, int] = {}
     for pid in processes(root):
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Private_Clean", "Private_Dirty")):
+                if line.startswith("Anonymous:"):
                     found[name] = found.get(name, 0) + int(line.split()[1])
         except OSError:
             continue
@@ -165,7 +166,7 @@ def load(
     started = time.time()
 
     def found() -> dict[str, Any]:
-        named = {"memory (s, KiB by process; on the GPU MiB, of all MiB)": memory}
+        named = {"memory (s, anonymous KiB by process; on the GPU MiB, of all MiB)": memory}
         passed = {"seconds": round(time.time() - started, 1), "asked for": seconds}
         return {**passed, "requests": count, "not as expected": wrong, **named}
 
