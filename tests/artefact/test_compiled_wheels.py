@@ -141,8 +141,9 @@ def recipe(facts: Sdist) -> Recipe:
         "cmake.define.CMAKE_CUDA_ARCHITECTURES": "{architectures}",
     }
     return Recipe(
-        NAME, "1.0", "kernels", facts, "", "", "build-cmake", told, {}, (), {}, 1 << 20, (way,)
-    )
+        NAME, "1.0", "kernels", facts, "", "", "build-cmake", told, {}, (), {},
+        headers=False, disk=1 << 20, ways=(way,),
+    )  # fmt: skip
 
 
 class Workshop:
@@ -170,7 +171,8 @@ class Workshop:
         tell: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> building.Compiled:
         out = self.folder / f"out-{copy}"
-        return building.compile_wheel(order, self.archive, (PYTHON, PYTHON), out, tell, copy)
+        python = (PYTHON, sys.executable)
+        return building.compile_wheel(order, self.archive, python, out, tell, copy)
 
     def builds(self) -> list[str]:
         folder = self.folder / "cache" / "builds"

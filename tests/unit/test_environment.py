@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ import tiny
 from legacy_cuda import environment
 from legacy_cuda.build import backend
 from legacy_cuda.catalog import find_engine, find_gpu, locks
+from legacy_cuda.catalog.recipes import find_recipe
 from legacy_cuda.cli import up
 from legacy_cuda.errors import SurroundingsError, UserError
 from legacy_cuda.resolve import Stack, resolve
@@ -978,8 +979,10 @@ def test_a_python_without_headers_is_not_compiled_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def python(name: str, include: Path) -> str:
-        path = tmp_path / name
-        path.write_text(f"#!/bin/sh\necho {include}\n")
+        path, here = tmp_path / name, f"sysconfig.get_path = lambda name: {str(include)!r}"
+        path.write_text(
+            f'#!/bin/sh\necho noise\nexec {sys.executable} -c "import sysconfig; {here}\n$3"\n'
+        )
         path.chmod(0o755)
         return str(path)
 
@@ -993,12 +996,25 @@ def test_a_python_without_headers_is_not_compiled_with(
     assert environment.choose_python((running, "3.9"), headers=True) == (running, running)
     found["3.9"] = whole
     assert environment.choose_python((running, "3.9"), headers=True) == ("3.9", whole)
+    assert not environment.has_headers(str(tmp_path / "gone"))
     # what uv downloads has them, and it does not take the machine's instead
     assert environment.has_headers(running)
     monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    monkeypatch.setenv("UV_PYTHON_PREFERENCE", "system")
     monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "none"))
     lock = locks.load_lock("build-vllm")
     (version,) = lock.pythons
     with pytest.raises(SurroundingsError) as error:
         backend.make_environment(lock, version, version, tmp_path / "tools")
+    assert "in managed installations" in error.value.why
     assert f"install Python {version} with its headers" in str(error.value.next_step)
+
+
+def test_up_compiles_without_headers_only_what_reads_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    (version,) = locks.load_lock("build-vllm").pythons
+    plan = SimpleNamespace(python=version, interpreter="/bare/python")
+    monkeypatch.setattr(environment, "has_headers", lambda path: path == version)
+    monkeypatch.setattr(environment, "_find_python", lambda version: "/bare/python")
+    for package, expected in (("vllm", version), ("llama-cpp-python", "/bare/python")):
+        need = SimpleNamespace(recipe=find_recipe(package))
+        assert up._interpreter(need, plan) == (version, expected)

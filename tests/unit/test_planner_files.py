@@ -210,6 +210,7 @@ def test_a_folder_of_safetensors(tmp_path: Path) -> None:
         ({**CONFIG, "model_type": "rwkv"}, model_files.safetensors(WEIGHTS), "rwkv"),
         ({**CONFIG, "hidden_size": -1}, model_files.safetensors(WEIGHTS), "hidden_size"),
         ({**CONFIG, "num_attention_heads": 0}, model_files.safetensors(WEIGHTS), "without"),
+        ({**CONFIG, "num_key_value_heads": 0}, model_files.safetensors(WEIGHTS), "without"),
         ([], model_files.safetensors(WEIGHTS), "no JSON object"),
         (CONFIG, model_files.safetensors(WEIGHTS, cut=8), "not finished"),
         (CONFIG, b"\xff" * 40, "larger than the file"),

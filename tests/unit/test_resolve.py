@@ -105,13 +105,22 @@ def test_engines_that_cannot_are_refused_with_a_way_out(engine: str, names: list
 
 @pytest.mark.parametrize(
     ("card", "first"),
-    [("m40", "llama.cpp: "), ("p40", "vLLM: "), ("v100", "vLLM (not packaged here yet)")],
+    [("m40", "llama.cpp: "), ("p40", "vLLM: "), ("v100", "vLLM on v100 (not packaged here yet)")],
 )
 def test_an_engine_that_the_card_is_refused_is_no_way_out(card: str, first: str) -> None:
     found = answer(card, engine="tensorrt-llm")
     assert isinstance(found, Refusal)
     assert found.instead[0].startswith(first)
     assert any("vLLM" in text for text in found.instead) is (card != "m40")
+
+
+def test_in_a_mix_each_way_out_names_its_card() -> None:
+    found = answer("p40", "v100", engine="tensorrt-llm")
+    assert isinstance(found, Refusal)
+    assert [{"p40", "v100"} & set(text.split()) for text in found.instead if "vLLM" in text] == [
+        {"p40"},
+        {"v100"},
+    ]
 
 
 def test_vllm_is_for_pascal() -> None:

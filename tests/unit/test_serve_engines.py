@@ -354,6 +354,12 @@ def test_vllm_is_refused_without_code_for_the_cards(
     said = " ".join(done.stderr.split())
     assert "_C.abi3.so has code for it in 0 of 1 containers" in said
     assert "legacy-cuda up p100 --engine vllm" in said
+    other = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "vllm"
+    other.mkdir(parents=True)  # as in ~/.local, and nobody knows which of them the program is of
+    whole = builders.library(builders.container(builders.entry(number=60)))
+    (other / extension.name).write_bytes(whole)
+    assert asked("p100").returncode == 0
+    shutil.rmtree(other)
     extension.write_bytes(b"no library")
     assert asked("p100").returncode == 0
 
@@ -376,6 +382,8 @@ def test_vllm_is_asked_for_no_longer_context_than_the_model_has(
     assert done.returncode == 1 and "made for 4096 tokens" in done.stderr
     assert asked(4097, rope_parameters={"rope_type": "default"}).returncode == 1
     assert asked(4097, rope_scaling={"rope_type": "yarn", "factor": 4.0}).returncode == 0
+    assert asked(4097, rope_scaling="yarn").returncode == 0
+    assert asked(4097, model_max_length=8192).returncode == 0  # vLLM goes by that
 
 
 # Proof -------------------------------------------------------------------------------------------

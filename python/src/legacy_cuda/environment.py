@@ -184,9 +184,13 @@ def has_headers(interpreter: str) -> bool:
     all that belongs to it."""
     if os.sep not in interpreter:
         return True
-    command = [interpreter, "-I", "-c", "import sysconfig; print(sysconfig.get_path('include'))"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode == 0 and (Path(done.stdout.strip()) / "Python.h").is_file()
+    code = "import os, sys, sysconfig\n"
+    code += "sys.exit(not os.path.isfile(os.path.join(sysconfig.get_path('include'), 'Python.h')))"
+    try:
+        done = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def _pythons(versions: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -212,7 +212,7 @@ def alternatives(rule: EngineRule, gpu: Gpu) -> Iterator[str]:
         if verdict == "offered":
             yield f"{engine.title}: legacy-cuda resolve {gpu.name} --engine {engine.name}"
         elif verdict == "not-packaged":
-            yield f"{engine.title} (not packaged here yet)"
+            yield f"{engine.title} on {gpu.name} (not packaged here yet)"
 
 
 def _split(gpus: Sequence[Gpu], engine: Engine) -> tuple[tuple[str, ...], ...]:

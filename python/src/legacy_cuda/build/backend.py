@@ -172,13 +172,14 @@ def make_environment(lock: Lock, python: str, interpreter: str, target: Path) ->
     executable = target / "bin" / "python"
     sync = ["pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"]
     of_uv = ["--managed-python"] if interpreter == python else []
+    variables = fetch.uv_variables()
+    if of_uv:
+        variables.pop("UV_PYTHON_PREFERENCE", None)  # uv refuses it beside that option
     for command in (
         [*uv, "venv", "--quiet", "--clear", *of_uv, "--python", interpreter, str(target)],
         [*uv, *sync, "--python", str(executable), str(requirements)],
     ):
-        done = subprocess.run(
-            command, env=fetch.uv_variables(), capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SurroundingsError(
                 "what the build needs could not be installed",

@@ -88,11 +88,15 @@ def gate(config: Mapping[str, Any], capabilities: Sequence[Capability]) -> str:
 
 
 def _beyond(config: Mapping[str, Any], shape: ModelShape, context: int) -> bool:
-    """Whether a context is longer than the model's; with scaled positions, that is not judged."""
+    """Whether a context is longer than the model's; with scaled positions, or where another length
+    is stated, which vLLM takes instead, that is not judged."""
+    text = _text(config)
     for name in ("rope_scaling", "rope_parameters"):
-        scaling = _text(config).get(name)
+        scaling = text.get(name)
         if scaling and not (isinstance(scaling, dict) and scaling.get("rope_type") == "default"):
             return False
+    if config.get("model_max_length") or text.get("model_max_length"):
+        return False
     return 0 < shape.context < context
 
 
@@ -143,21 +147,23 @@ def set_up(
 
 def without_code(program: Path, capabilities: Sequence[Capability]) -> str:
     """What the extension of an environment's vLLM lacks for GPUs of these capabilities; "" where
-    that is nothing, or where the program's environment or its extension cannot be read."""
+    that is nothing, or where the program's environment or its extension cannot be read. Of several
+    Pythons in one folder any may be the program's, so that one with such an extension is enough."""
     from legacy_cuda import audit
     from legacy_cuda.devicecode import DeviceCodeError, scan_file
 
-    site = "lib/python3*/site-packages"
+    site, lacks = "lib/python3*/site-packages", ""
     for path in program.resolve().parent.parent.glob(f"{site}/{_EXTENSION}"):
         try:
             libraries = audit.summarise([scan_file(path, _EXTENSION)])
         except (DeviceCodeError, OSError):
-            continue
-        for capability in sorted(set(capabilities)):
-            verdict = audit.judge(libraries, capability)
-            if not verdict.good:
-                return f"for {capability}, {path} {audit.describe(verdict)}"
-    return ""
+            return ""
+        verdicts = [audit.judge(libraries, capability) for capability in sorted(set(capabilities))]
+        bad = [verdict for verdict in verdicts if not verdict.good]
+        if not bad:
+            return ""
+        lacks = f"for {bad[0].capability}, {path} {audit.describe(bad[0])}"
+    return lacks
 
 
 def arguments(setup: Setup, folder: Path, address: Address, name: str) -> list[str]:
