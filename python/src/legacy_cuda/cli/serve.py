@@ -364,12 +364,13 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
         print(note, file=sys.stderr)
     program = _program(arguments, vllm.PROGRAM)
     if lacks := vllm.without_code(program, [device.gpu.capability for device in where]):
-        raise SurroundingsError(
-            f"{program} does not run on these cards",
-            lacks,
-            f"legacy-cuda up {cards[0].name} --engine vllm makes an environment with one that "
-            "does; activate it, or name its program with --program",
+        print(f"{program} does not run on these cards: {lacks}", file=sys.stderr)
+        print(
+            f"  -> legacy-cuda up {cards[0].name} --engine vllm makes an environment with one for "
+            "them; activate it, or name its program with --program",
+            file=sys.stderr,
         )
+        return None
     address = _address(arguments)
     name = arguments.name or found.shape.name
     return Service(

@@ -162,7 +162,7 @@ def without_code(program: Path, capabilities: Sequence[Capability]) -> str:
         bad = [verdict for verdict in verdicts if not verdict.good]
         if not bad:
             return ""
-        lacks = f"for {bad[0].capability}, {path} {audit.describe(bad[0])}"
+        lacks = f"for {bad[0].capability}, the vLLM in {path.parents[1]} {audit.describe(bad[0])}"
     return lacks
 
 

@@ -105,10 +105,8 @@ def shape_of_config(config: dict[str, Any], name: str) -> ModelShape:
             f"{', '.join(_ARCHITECTURES)}; a GGUF file of any kind can be planned"
         )
     heads, embedding = _number(config, "num_attention_heads"), _number(config, "hidden_size")
-    layers, heads_kv = (
-        _number(config, "num_hidden_layers"),
-        _number(config, "num_key_value_heads", heads),
-    )
+    layers = _number(config, "num_hidden_layers")
+    heads_kv = _number(config, "num_key_value_heads", heads)
     if not heads or not heads_kv or not embedding or not 0 < layers <= 1024:
         raise ModelError("config.json describes a model without layers, heads or an embedding")
     experts = _number(config, "num_local_experts", _number(config, "num_experts", 0))
