@@ -143,6 +143,12 @@ def close_sum(found: Any, expected: Any, terms: Any, units: float) -> None:
     assert float(worst) <= 1, f"{float(worst):.2f} times the bound"
 
 
+# With 4 bits products are added in float and eight partial sums of 128 as halves, with the other
+# bits all in halves. Of 20 million sums of eight so rounded, simulated, 58 are off by more than 4
+# units and the worst by 5.6.
+UNITS_OF_4_BITS = 7
+
+
 def packed(values: Any, bits: int) -> Any:
     """Whole numbers (n, m) as a stream of bits along n, in int32 words: (n * bits / 32, m)."""
     stream = (values[:, None] >> torch.arange(bits)[:, None]) & 1
@@ -187,8 +193,7 @@ def test_gptq_gemm(bits: int, rows: int, order: bool, exllama: bool, v2: bool) -
     )
     expected = a.double() @ layer.weight
     terms = (a.double().square() @ layer.weight.square()).sqrt()
-    # 4 bits are computed in float, partial sums of 128 are added as halves; the rest in halves
-    close_sum(found, expected, terms, 4 if bits == 4 else 16)
+    close_sum(found, expected, terms, UNITS_OF_4_BITS if bits == 4 else 16)
 
 
 def test_gptq_gemm_does_not_overflow() -> None:
@@ -201,7 +206,8 @@ def test_gptq_gemm_does_not_overflow() -> None:
     )
     expected = a.double() @ layer.weight
     assert float(expected.abs().max()) < 65504
-    close_sum(found, expected, (a.double().square() @ layer.weight.square()).sqrt(), 4)
+    terms = (a.double().square() @ layer.weight.square()).sqrt()
+    close_sum(found, expected, terms, UNITS_OF_4_BITS)
 
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
