@@ -225,6 +225,7 @@ def test_the_recorded_bytes_of_an_index_go_before_others_of_the_cache(
 
 def test_a_server_is_not_asked_offline(cache: Path, served: str) -> None:
     assert provide.find(need(), served, offline=True) is None
+    assert provide.find(need(), "http://127.0.0.1:9", offline=True) is None  # nobody listens there
 
 
 def test_other_versions_are_left_alone(cache: Path, tmp_path: Path) -> None:

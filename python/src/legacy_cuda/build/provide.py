@@ -314,11 +314,10 @@ class _Place:
     """Where an index is: a folder of this machine or an address."""
 
     def __init__(self, text: str) -> None:
-        """Look for it.
+        """Understand its name; nothing is read.
 
         Raises:
-            UserError: there is no index.
-            SurroundingsError: it cannot be read.
+            UserError: it is neither.
         """
         self.text = text
         try:
@@ -334,21 +333,28 @@ class _Place:
                 "name a folder in which legacy-cuda index was run, or its address",
             ) from error
         self.remote = not url.startswith("file:")
-        base = url.rstrip("/")
-        for folder in (f"{base}/simple/", f"{base}/"):  # the index's folder, or its part for pip
+        self.base = url.rstrip("/")
+
+    def _simple(self) -> str:
+        """The part that is for pip: that folder itself, or the one that it is in, is named."""
+        for folder in (f"{self.base}/simple/", f"{self.base}/"):
             if self._get(f"{folder}index.json") is not None:
-                self.simple = folder
-                return
+                return folder
         raise UserError(
-            f"{text!r} is no package index",
-            f"there is no {base}/simple/index.json",
+            f"{self.text!r} is no package index",
+            f"there is no {self.base}/simple/index.json",
             "name a folder in which legacy-cuda index was run, or its address (--index, "
             "LEGACY_CUDA_INDEX)",
         )
 
     def rows(self, package: str) -> list[_Row]:
-        """The files of a package's page (PEP 691); none where the index does not have it."""
-        page = f"{self.simple}{package}/index.json"
+        """The files of a package's page (PEP 691); none where the index does not have it.
+
+        Raises:
+            UserError: there is no index.
+            SurroundingsError: it cannot be read.
+        """
+        page = f"{self._simple()}{package}/index.json"
         found = self._get(page)
         if found is None:
             return []
