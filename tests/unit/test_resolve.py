@@ -10,6 +10,7 @@ from legacy_cuda import catalog
 from legacy_cuda.resolve import (
     Refusal,
     Stack,
+    alternatives,
     drivers_for,
     resolve,
     runs_cuda,
@@ -112,6 +113,20 @@ def test_an_engine_that_the_card_is_refused_is_no_way_out(card: str, first: str)
     assert isinstance(found, Refusal)
     assert found.instead[0].startswith(first)
     assert any("vLLM" in text for text in found.instead) is (card != "m40")
+
+
+@pytest.mark.parametrize("engine", catalog.engines(), ids=lambda engine: engine.name)
+def test_no_way_out_is_refused_itself(engine: catalog.Engine) -> None:
+    for gpu in catalog.gpus():
+        rule = engine.rule(gpu.capability)
+        for text in alternatives(rule, gpu):
+            title = text.partition(": ")[0].partition(" on ")[0]
+            for other in catalog.engines():
+                if title == other.title:
+                    assert other.rule(gpu.capability).verdict != "refused", (gpu.name, text)
+            words = text.split()
+            if gpu.legacy and "legacy-cuda" in words and "resolve" in words:
+                assert isinstance(answer(words[-3], engine=words[-1]), Stack), text
 
 
 def test_in_a_mix_each_way_out_names_its_card() -> None:

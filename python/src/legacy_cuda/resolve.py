@@ -193,8 +193,7 @@ def _refused_by_engine(gpus: tuple[Gpu, ...], engine: Engine) -> Refusal | None:
     instead: dict[str, None] = {}
     for gpu, rule in bad:
         because[f"{engine.title} on {_names([gpu])}: {rule.reason}"] = None
-        for text in alternatives(rule, gpu):
-            instead[text] = None
+        instead |= dict.fromkeys(alternatives(rule, gpu))
     rest = [gpu for gpu in gpus if gpu not in [bad_gpu for bad_gpu, _ in bad]]
     if rest and any(gpu.legacy for gpu in rest) and isinstance(resolve(rest, engine), Stack):
         instead[f"leave it out: {' '.join(gpu.name for gpu in rest)} alone works"] = None

@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import random
-from pathlib import Path
 from typing import Any
 
+from served import resident
+
 TOKENS = 16  # of a block
-
-
-def anonymous() -> int:
-    """KiB of this process."""
-    rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(row.split()[1]) for row in rows if row.startswith("Anonymous:"))
 
 
 def manager(blocks: int, caching: bool) -> Any:
@@ -65,15 +61,17 @@ def main() -> None:
     begun = 0
     gc.collect()
     gc.freeze()
+
+    def anonymous() -> int:
+        return sum(resident(os.getpid()).values())
+
     begin, collected = anonymous(), gc.get_stats()[2]["collections"]
 
     def tell() -> None:
         waiting = sum(isinstance(item, Request) for item in gc.get_objects()) - len(running)
         full = gc.get_stats()[2]["collections"] - collected
-        print(
-            f"{begun} requests: {anonymous() - begin} KiB more, {full} full collections, ", end=""
-        )
-        print(f"{waiting} unreachable", flush=True)
+        more = f"{anonymous() - begin} KiB more, {full} full collections"
+        print(f"{begun} requests: {more}, {waiting} unreachable", flush=True)
 
     while begun < options.requests or running:
         while len(running) < 8 and begun < options.requests:
@@ -99,7 +97,7 @@ def main() -> None:
             else:
                 cache.free(request)
                 running.remove(item)
-        request = item = None
+        request = item = None  # else the last one that finished is still reachable
     tell()
     gc.collect()
     print("all collected; ", end="")

@@ -29,7 +29,6 @@ HEALTH = "/health"
 METRICS = "/metrics"
 #: Of addresses, that its processes need beside the internet's: gloo and NCCL list the interfaces.
 FAMILIES = ("AF_NETLINK",)
-_EXTENSION = "vllm/_C.abi3.so"  # below site-packages
 _MOST = 0.95  # of a GPU's memory
 _BLOCK = 16  # tokens that its cache is allocated in, its default
 _ACTIVATIONS = 0.1  # of its share, for what a batch needs: a guess, vLLM measures it
@@ -151,11 +150,13 @@ def without_code(program: Path, capabilities: Sequence[Capability]) -> str:
     Pythons in one folder any may be the program's, so that one with such an extension is enough."""
     from legacy_cuda import audit
     from legacy_cuda.devicecode import DeviceCodeError, scan_file
+    from legacy_cuda.doctor.probes.code import LIBRARIES
 
-    site, lacks = "lib/python3*/site-packages", ""
-    for path in program.resolve().parent.parent.glob(f"{site}/{_EXTENSION}"):
+    folder, (name,) = LIBRARIES[NAME]
+    extension, lacks = f"{folder}/{name}", ""
+    for path in program.resolve().parent.parent.glob(f"lib/python3*/site-packages/{extension}"):
         try:
-            libraries = audit.summarise([scan_file(path, _EXTENSION)])
+            libraries = audit.summarise([scan_file(path, extension)])
         except (DeviceCodeError, OSError):
             return ""
         verdicts = [audit.judge(libraries, capability) for capability in sorted(set(capabilities))]
