@@ -28,6 +28,7 @@ from legacy_cuda.fetch import uv_binary
 pytestmark = pytest.mark.large
 
 ASK = Path(__file__).parents[1] / "vllm" / "configurations.py"
+GARBAGE = ASK.with_name("engine") / "garbage.py"
 # a file of safetensors with one tensor of eight values
 _HEAD = b'{"w":{"dtype":"BF16","shape":[8],"data_offsets":[0,16]}}'
 WEIGHTS = len(_HEAD).to_bytes(8, "little") + _HEAD + bytes(16)
@@ -122,6 +123,13 @@ def test_there_is_one_cuda(made: Made) -> None:
     assert not [name for name in names if name.endswith(("-cu11", "-cu13")) or "cupy" in name]
     site = next(made.folder.glob("lib/python3*/site-packages"))
     assert len(list(site.rglob("libcudart.so*"))) == 1
+
+
+def test_finished_requests_are_freed_at_once(made: Made) -> None:
+    """None waits for Python's collector of cycles, which under load is memory that grows."""
+    told = made.run("python", GARBAGE, "12000").splitlines()
+    assert told[0].startswith("10000 requests: ") and told[-1].startswith("all collected; ")
+    assert all(line.endswith(", 0 unreachable") for line in told)
 
 
 @pytest.mark.parametrize("card", CARDS)
