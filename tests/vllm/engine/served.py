@@ -1,6 +1,6 @@
 """A tiny model behind ``vllm serve``: an OpenAI client, streaming, mixed load, memory watched.
 
-    python served.py FOLDER --seconds 120 --output FILE [-- SERVER'S OPTIONS]
+    python served.py FOLDER --seconds 120 --output FILE --log FILE [-- SERVER'S OPTIONS]
 
 FOLDER is one that ``models.py`` made. Answers are compared with ``expected.json``. Under load,
 requests of all kinds come and go, some broken off by the client; every five seconds the
@@ -66,11 +66,14 @@ def resident(root: int) -> dict[str, int]:
 
 def on_the_gpu(root: int) -> tuple[int, int]:
     """MiB on the GPU that a process and those below it have in use, and that all have; 0 where
-    nvidia-smi does not tell, as of processes that it shows under a host's numbers."""
+    nvidia-smi is not, or does not tell, as of processes that it shows under a host's numbers."""
 
     def asked(*words: str) -> list[str]:
         command = ["nvidia-smi", *words, "--format=csv,noheader,nounits"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return []
         return done.stdout.splitlines() if done.returncode == 0 else []
 
     def mib(text: str) -> int:  # "[N/A]" where it does not know
@@ -209,6 +212,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--start", type=float, default=240, help="seconds for the server to start")
+    parser.add_argument(
+        "--without-gpu", action="store_true", help="answers are made up: without_gpu.py"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     own, mark, others = sys.argv[1:], "--", []
@@ -217,8 +223,12 @@ def main() -> int:
     options = parser.parse_args(own)
     rows = json.loads((options.folder / "expected.json").read_text())["rows"]
     port = free_port()
+    program = ["-m", "vllm.entrypoints.cli.main"]
+    if options.without_gpu:
+        program = [str(Path(__file__).with_name("without_gpu.py"))]
+        others = ["--worker-cls", "made_up.Worker", *others]
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(options.folder)),
+        *(sys.executable, *program, "serve", str(options.folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"),
         *("--max-num-batched-tokens", "256", "--max-num-seqs", "16"),
         *(
@@ -229,7 +239,7 @@ def main() -> int:
             *others,
         ),
     ]
-    document: dict[str, Any] = {"command": command[2:]}
+    document: dict[str, Any] = {"command": command[1:]}
 
     def tell(found: dict[str, Any]) -> None:
         options.output.write_text(json.dumps({**document, "load": found}, indent=1))
@@ -237,7 +247,10 @@ def main() -> int:
     started, enough = time.time(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: enough.set())
     with options.log.open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         wait(port, server, options.start)
         document["seconds to start"] = round(time.time() - started, 1)

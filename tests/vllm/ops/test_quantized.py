@@ -135,20 +135,23 @@ def test_per_token_group_fp8_quant_packed(dtype: Any) -> None:
     close_fp8(out, (parts / (exponents - 127).exp2()[..., None]).reshape(tokens, width))
 
 
-def close_sum(found: Any, expected: Any, terms: Any, units: float) -> None:
+def close_sum(found: Any, expected: Any, terms: Any, units: float) -> Any:
     """Assert that a sum is ``expected`` (double) up to so many units in the last place of float16,
-    of itself and of the sum of its terms' sizes divided by the root of their number."""
-    bound = units * 2.0**-11 * (expected.abs() + terms)
-    worst = ((found.double() - expected).abs() / bound).max()
-    assert float(worst) <= 1, f"{float(worst):.2f} times the bound"
+    of itself and of the sum of its terms' sizes divided by the root of their number; by how many
+    each is off."""
+    off = (found.double() - expected).abs() / (2.0**-11 * (expected.abs() + terms))
+    assert float(off.max()) <= units, f"{float(off.max()):.2f} units"
+    return off
 
 
 # With 4 bits products are added in float and eight partial sums of 128 as halves, with the other
 # bits all in halves. Of 20 million sums of eight so rounded, simulated, 58 are off by more than 4
-# units and the worst by 5.6. No such bound tells products in halves from those in float: simulated,
-# they come to 0.68 of a unit in the mean square beside 0.53, at most 4.6 in 800,000 sums.
-# test_gptq_gemm_does_not_overflow does: in halves nearly all of its sums are infinite.
+# units and the worst by 5.6. One sum does not tell products in halves from those in float (at most
+# 4.6 units in 800,000, simulated), many do: 0.68 of a unit in the mean square beside 0.53, where
+# 33 rows replayed at 6.1 came to 0.51 to 0.54 and 80 rows, which are dequantized, to 0.33 at most.
+# test_gptq_gemm_does_not_overflow tells them apart too: in halves nearly all its sums are infinite.
 UNITS_OF_4_BITS = 7
+MEAN_UNITS_OF_4_BITS = 0.6  # root of the mean square, of 8000 sums or more
 
 
 def packed(values: Any, bits: int) -> Any:
@@ -195,7 +198,9 @@ def test_gptq_gemm(bits: int, rows: int, order: bool, exllama: bool, v2: bool) -
     )
     expected = a.double() @ layer.weight
     terms = (a.double().square() @ layer.weight.square()).sqrt()
-    close_sum(found, expected, terms, UNITS_OF_4_BITS if bits == 4 else 16)
+    off = close_sum(found, expected, terms, UNITS_OF_4_BITS if bits == 4 else 16)
+    if bits == 4 and rows >= 33:
+        assert float(off.square().mean().sqrt()) <= MEAN_UNITS_OF_4_BITS
 
 
 def test_gptq_gemm_does_not_overflow() -> None:
