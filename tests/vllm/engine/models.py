@@ -200,6 +200,7 @@ def save(name: str, model: Any, folder: Path) -> None:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # of models so small: more would wait for each other
     folder = Path(sys.argv[1])
     for name in sys.argv[2:] or NAMES:
         best: tuple[float, Any] | None = None
