@@ -126,8 +126,8 @@ def test_there_is_one_cuda(made: Made) -> None:
 
 
 def test_it_serves(made: Made, tmp_path: Path) -> None:
-    """``vllm serve`` without a GPU: all of it but the worker, which makes up what is not expected
-    of it. OpenAI's API, streams, chat, and a mixed load."""
+    """``vllm serve`` without a GPU: OpenAI's API, streams, chat, a mixed load. The worker gives the
+    tokens that are expected, and makes the others up: of values this shows nothing."""
     made.run("python", ENGINE / "models.py", tmp_path, "llama")
     output, log = tmp_path / "served.json", tmp_path / "server.log"
     command = [ENGINE / "served.py", tmp_path / "llama", "--without-gpu", "--seconds", "20"]

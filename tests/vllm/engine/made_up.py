@@ -20,7 +20,7 @@ from vllm.v1.outputs import (
 )
 from vllm.v1.worker.worker_base import WorkerBase
 
-STEP = 0.004  # seconds; what a tiny model took on the GPU that replayed
+STEP = 0.004  # seconds; with what the CPU does, about what a tiny model took on a GPU
 
 
 @dataclass
@@ -87,9 +87,6 @@ class Worker(WorkerBase):
     def compile_or_warm_up_model(self) -> None:
         pass
 
-    def shutdown(self) -> None:
-        pass
-
     def execute_model(self, scheduled: Any) -> ModelRunnerOutput | None:
         """Keeps what is to come of it for ``sample_tokens``, as the worker of a GPU does."""
         for name in scheduled.finished_req_ids:
@@ -98,15 +95,14 @@ class Worker(WorkerBase):
             return EMPTY_MODEL_RUNNER_OUTPUT
         computed = {}
         for new in scheduled.scheduled_new_reqs:
-            known = None if new.sampling_params.temperature else tuple(new.prompt_token_ids)
-            self.running[new.req_id] = Running(
-                new.prompt_token_ids, new.sampling_params, self.answers.get(known)
-            )
+            sampling, prompt = new.sampling_params, new.prompt_token_ids
+            answer = None if sampling.temperature else self.answers.get(tuple(prompt))
+            self.running[new.req_id] = Running(prompt, sampling, answer)
             computed[new.req_id] = new.num_computed_tokens
         old = scheduled.scheduled_cached_reqs
         computed.update(zip(old.req_ids, old.num_computed_tokens, strict=True))
         names = list(scheduled.num_scheduled_tokens)
-        wide = 1 + max((self.running[name].sampling.logprobs or 0 for name in names), default=0)
+        wide = 1 + max(self.running[name].sampling.logprobs or 0 for name in names)
         tokens: list[list[int]] = []
         vocabulary = self.model_config.get_vocab_size()
         for name in names:
@@ -115,7 +111,7 @@ class Worker(WorkerBase):
             tokens.append([request.token(at, vocabulary)] if at >= 0 else [])
         first = numpy.array([[row[0] if row else 0] for row in tokens], numpy.int32)
         logprobs = LogprobsLists(
-            first + numpy.arange(wide, dtype=numpy.int32) % 3,
+            (first + numpy.arange(wide, dtype=numpy.int32)) % vocabulary,
             numpy.full((len(names), wide), -1.0, numpy.float32),
             numpy.ones(len(names), numpy.int32),
         )

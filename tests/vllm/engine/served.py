@@ -5,7 +5,7 @@
 FOLDER is one that ``models.py`` made. Answers are compared with ``expected.json``. Under load,
 requests of all kinds come and go, some broken off by the client; every five seconds the
 anonymous memory of the server's processes is read, and theirs on the GPU. SIGTERM ends the
-load before its time.
+load before its time. Nothing is asked of a hub, and the server sends no statistics of its use.
 """
 
 from __future__ import annotations
@@ -88,11 +88,12 @@ def on_the_gpu(root: int) -> tuple[int, int]:
     )
 
 
-def wait(port: int, server: subprocess.Popen[bytes], seconds: float) -> None:
+def wait(port: int, server: subprocess.Popen[bytes], seconds: float, log: Path) -> None:
     end = time.time() + seconds
     while time.time() < end:
         if server.poll() is not None:
-            raise SystemExit(f"the server ended with {server.returncode}")
+            last = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+            raise SystemExit(f"the server ended with {server.returncode}:\n{last}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
                 if answer.status == 200:
@@ -252,7 +253,7 @@ def main() -> int:
             command, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait(port, server, options.start)
+        wait(port, server, options.start, options.log)
         document["seconds to start"] = round(time.time() - started, 1)
         client = Client(port, rows)
         document["equal"] = [client.ask(row, 256, False) for row in rows]
