@@ -39,6 +39,16 @@ class Running:
         return 3 + (sum(self.prompt) + 31 * at) % (vocabulary - 3)
 
 
+def made_up_logprobs(tokens: list[list[int]], others: int, vocabulary: int) -> LogprobsLists:
+    """Of each token and so many others; what they are means nothing."""
+    first = numpy.array([[row[0] if row else 0] for row in tokens], numpy.int32)
+    return LogprobsLists(
+        (first + numpy.arange(1 + others, dtype=numpy.int32)) % vocabulary,
+        numpy.full((len(tokens), 1 + others), -1.0, numpy.float32),
+        numpy.ones(len(tokens), numpy.int32),
+    )
+
+
 class Later(AsyncModelRunnerOutput):
     """A step's output, after as long as a GPU would take."""
 
@@ -102,24 +112,18 @@ class Worker(WorkerBase):
         old = scheduled.scheduled_cached_reqs
         computed.update(zip(old.req_ids, old.num_computed_tokens, strict=True))
         names = list(scheduled.num_scheduled_tokens)
-        wide = 1 + max(self.running[name].sampling.logprobs or 0 for name in names)
+        others = max(self.running[name].sampling.logprobs or 0 for name in names)
         tokens: list[list[int]] = []
         vocabulary = self.model_config.get_vocab_size()
         for name in names:
             request = self.running[name]
             at = computed[name] + scheduled.num_scheduled_tokens[name] - len(request.prompt)
             tokens.append([request.token(at, vocabulary)] if at >= 0 else [])
-        first = numpy.array([[row[0] if row else 0] for row in tokens], numpy.int32)
-        logprobs = LogprobsLists(
-            (first + numpy.arange(wide, dtype=numpy.int32)) % vocabulary,
-            numpy.full((len(names), wide), -1.0, numpy.float32),
-            numpy.ones(len(names), numpy.int32),
-        )
         self.output = ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: at for at, name in enumerate(names)},
             sampled_token_ids=tokens,
-            logprobs=logprobs if wide > 1 else None,
+            logprobs=made_up_logprobs(tokens, others, vocabulary) if others else None,
         )
         return None
 
