@@ -197,10 +197,29 @@ def test_what_is_refused(variables: dict[str, str], machine: Path) -> None:
     assert done.returncode == 1 and "sm75" in done.stderr
     done = run(variables, "any", "--engine", "vllm", "--gpu", "v100")
     assert done.returncode == 1 and "vllm is refused on v100" in done.stderr
+    assert done.stdout == ""
     done = run(variables, "m.gguf", "--gpu", "p40", "--drop-in")
     assert done.returncode == 2 and "--systemd" in done.stderr
     done = run(variables, "hermes3:8b", "--engine", "ollama", "--gpu", "p40", "--systemd")
     assert done.returncode == 2 and "--drop-in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, what, why, instead",
+    [
+        ("any --engine vllm --gpu v100", "vllm is refused on v100", "7.0", ""),
+        ("any --engine sglang --gpu p40", "sglang is refused on p40", "sm75", "vllm"),
+        ("hermes3:8b --engine ollama --gpu k80", "ollama is refused on k80", "CPU", ""),
+        ("llama3.3:70b --engine ollama --gpu p4", "does not fit", "MiB", "legacy-cuda plan"),
+    ],
+)
+def test_a_refusal_is_a_document_too(
+    variables: dict[str, str], machine: Path, words: str, what: str, why: str, instead: str
+) -> None:
+    done = run(variables, *words.split(), "--json")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["exit_code"]) == (1, 1)
+    assert what in said["error"] and why in said["why"] and instead in said["next"]
 
 
 @pytest.mark.parametrize(
@@ -350,10 +369,10 @@ def test_vllm_is_refused_without_code_for_the_cards(
     extension.write_bytes(builders.library(builders.container(builders.entry(number=61))))
     assert asked("p40").returncode == 0
     done = asked("p100")
-    assert done.returncode == 1 and done.stdout == ""
-    said = " ".join(done.stderr.split())
-    assert "_C.abi3.so has code for it in 0 of 1 containers" in said
-    assert "legacy-cuda up p100 --engine vllm" in said
+    said = json.loads(done.stdout)
+    assert done.returncode == 1 and "does not run on these cards" in said["error"]
+    assert "_C.abi3.so has code for it in 0 of 1 containers" in said["why"]
+    assert "legacy-cuda up p100 --engine vllm" in said["next"]
     other = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "vllm"
     other.mkdir(parents=True)  # as in ~/.local, and nobody knows which of them the program is of
     whole = builders.library(builders.container(builders.entry(number=60)))

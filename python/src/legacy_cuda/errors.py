@@ -26,12 +26,12 @@ def is_about_a_name(error: OSError) -> bool:
 
 
 class UserError(Exception):
-    """Bad input (exit code 2), or surroundings that failed (3).
+    """Bad input (exit code 2), a refusal (1), or surroundings that failed (3).
 
     Args:
         what: what is wrong, one line.
         why: the reason or the evidence, if there is more to say.
-        next_step: what to do about it.
+        next_step: what to do about it; several ways are lines.
     """
 
     exit_code = 2
@@ -41,6 +41,12 @@ class UserError(Exception):
         self.what = what
         self.why = why
         self.next_step = next_step
+
+
+class Refused(UserError):
+    """What was asked for is understood, and does not work on these cards: exit code 1."""
+
+    exit_code = 1
 
 
 class SurroundingsError(UserError):

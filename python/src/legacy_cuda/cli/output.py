@@ -105,8 +105,8 @@ def error(problem: UserError, as_json: bool = False) -> None:
     print(f"error: {problem.what}", file=sys.stderr)
     for line in problem.why.splitlines():
         print(f"  {line}", file=sys.stderr)
-    if problem.next_step:
-        print(f"  -> {problem.next_step}", file=sys.stderr)
+    for line in problem.next_step.splitlines():
+        print(f"  -> {line}", file=sys.stderr)
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

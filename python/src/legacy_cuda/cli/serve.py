@@ -16,7 +16,7 @@ from legacy_cuda.catalog import CatalogError
 from legacy_cuda.cli import output
 from legacy_cuda.cli import plan as plan_command
 from legacy_cuda.engines import PORTS
-from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.errors import Refused, SurroundingsError, UserError
 
 if TYPE_CHECKING:
     from legacy_cuda.capability import Capability
@@ -113,7 +113,11 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve, or print; 1 where it does not fit or the cards are refused."""
+    """Serve, or print.
+
+    Raises:
+        Refused: it does not fit, or the cards are refused.
+    """
     if arguments.engine is None:
         arguments.engine = "vllm" if Path(arguments.model).is_dir() else "llama-server"
     if (arguments.drop_in or arguments.merged) and arguments.engine != "ollama":
@@ -131,12 +135,9 @@ def run(arguments: argparse.Namespace) -> int:
     from legacy_cuda.cli.resolve import chosen_gpus
 
     cards = chosen_gpus(arguments.gpu or [])
-    if _refused(arguments.engine, cards):
-        return 1
+    _check_cards(arguments.engine, cards)
     build = {"llama-server": _llama_server, "ollama": _ollama, "vllm": _vllm}[arguments.engine]
     service = build(arguments, cards)
-    if service is None:
-        return 1
     try:
         text = _printed(arguments, service, cards)
     except ValueError as error:
@@ -169,28 +170,28 @@ def _check_settings(arguments: argparse.Namespace) -> None:
         raise UserError("Ollama has one format for keys and values", next_step="--kv-type q8_0")
 
 
-def _refused(engine: str, cards: list[Gpu]) -> bool:
-    """Whether the account refuses the cards, after it was said why."""
+def _check_cards(engine: str, cards: list[Gpu]) -> None:
+    """Refuse cards that the account refuses for this engine.
+
+    Raises:
+        Refused: with the account's reasons, and what works instead.
+    """
     from legacy_cuda.resolve import Refusal, resolve
 
     if engine == "llama-server":  # said by the plan
-        return False
+        return
     if engine == "ollama":  # not packaged, but people have it
         problem = plan_command.cuda_for(cards, engine)
         if not isinstance(problem, UserError):
-            return False
+            return
         because, instead = [problem.why], [problem.next_step]
     else:
         answer = resolve(cards, output.read_engine(engine))
         if not isinstance(answer, Refusal):
-            return False
+            return
         because, instead = list(answer.because), list(answer.instead)
     names = ", ".join(dict.fromkeys(card.name for card in cards))
-    print(f"{engine} is refused on {names}", file=sys.stderr)
-    for label, texts in (("  because", because), ("  instead", instead)):
-        for text in texts:
-            print(output.wrapped(label, text, 12), file=sys.stderr)
-    return True
+    raise Refused(f"{engine} is refused on {names}", "\n".join(because), "\n".join(instead))
 
 
 def _capabilities(cards: list[Gpu]) -> list[Capability]:
@@ -207,7 +208,7 @@ def _address(arguments: argparse.Namespace) -> Any:
 # What is to be run -------------------------------------------------------------------------------
 
 
-def _llama_server(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
+def _llama_server(arguments: argparse.Namespace, cards: list[Gpu]) -> Service:
     from legacy_cuda.catalog.serving import variables_for
     from legacy_cuda.engines import Service, llama_server
     from legacy_cuda.planner import gguf, metadata
@@ -226,8 +227,6 @@ def _llama_server(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | 
     except OSError as error:
         raise UserError(f"{path} cannot be read", str(error)) from error
     result = _planned(arguments, model, cards)
-    if result is None:
-        return None
     first = gguf.parts(path)[0].absolute()
     program = _program(arguments, llama_server.PROGRAM)
     name = arguments.name or path.stem
@@ -253,7 +252,7 @@ def _on_gpus(result: Result) -> tuple[int, ...]:
     return tuple(load.weights + load.cache + load.state for load in result.placement.gpus)
 
 
-def _ollama(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
+def _ollama(arguments: argparse.Namespace, cards: list[Gpu]) -> Service:
     from legacy_cuda.engines import Service, ollama
 
     model = _ollama_model(arguments.model)
@@ -266,8 +265,6 @@ def _ollama(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
         )
     else:
         result = _planned(arguments, model, cards)
-        if result is None:
-            return None
         # as planned, not as Ollama finds: it would not use it for some models
         settings = replace(result.settings, flash=result.placement.flash)
     kinds = _capabilities(cards)
@@ -321,7 +318,7 @@ def _ollama_model(name: str) -> Model | None:
     return None
 
 
-def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
+def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service:
     from legacy_cuda.catalog import estimates
     from legacy_cuda.engines import Service, vllm
     from legacy_cuda.planner import safetensors
@@ -353,24 +350,22 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     context = plan_command.context_of(arguments, found.shape.context)
     setup = vllm.set_up(found.config, found.shape, found.size, where, context, arguments.parallel)
     if setup.refused and not arguments.anyway:
-        print(f"vLLM does not serve {folder.name} on these cards: {setup.refused}", file=sys.stderr)
-        print(
-            "  -> a smaller --context or fewer --parallel, another quantisation (GPTQ), or "
-            "llama-server with a GGUF file",
-            file=sys.stderr,
+        raise Refused(
+            f"vLLM does not serve {folder.name} on these cards",
+            setup.refused,
+            "a smaller --context or fewer --parallel, another quantisation (GPTQ), or llama-server "
+            "with a GGUF file",
         )
-        return None
     if note := vllm.note(found.config):
         print(note, file=sys.stderr)
     program = _program(arguments, vllm.PROGRAM)
     if lacks := vllm.without_code(program, [device.gpu.capability for device in where]):
-        print(f"{program} does not run on these cards: {lacks}", file=sys.stderr)
-        print(
-            f"  -> legacy-cuda up {cards[0].name} --engine vllm makes an environment with one for "
-            "them; activate it, or name its program with --program",
-            file=sys.stderr,
+        raise Refused(
+            f"{program} does not run on these cards",
+            lacks,
+            f"legacy-cuda up {cards[0].name} --engine vllm makes an environment with one for them; "
+            "activate it, or name its program with --program",
         )
-        return None
     address = _address(arguments)
     name = arguments.name or found.shape.name
     return Service(
@@ -387,10 +382,11 @@ def _vllm(arguments: argparse.Namespace, cards: list[Gpu]) -> Service | None:
     )
 
 
-def _planned(arguments: argparse.Namespace, model: Model, cards: list[Gpu]) -> Result | None:
-    """The placement, or None after it was said that it does not fit.
+def _planned(arguments: argparse.Namespace, model: Model, cards: list[Gpu]) -> Result:
+    """The placement.
 
     Raises:
+        Refused: it does not fit.
         UserError: no stack serves the cards, or a setting is not what it should be.
     """
     from legacy_cuda.planner import plan as planner
@@ -407,9 +403,11 @@ def _planned(arguments: argparse.Namespace, model: Model, cards: list[Gpu]) -> R
         return result
     missing = sizes.mib(-min(result.spare))
     why = result.problem or f"{missing} MiB are missing on the fullest GPU"
-    print(f"{Path(arguments.model).name} does not fit: {why}", file=sys.stderr)
-    print("  -> legacy-cuda plan with the same arguments says what does", file=sys.stderr)
-    return None
+    raise Refused(
+        f"{Path(arguments.model).name} does not fit",
+        why,
+        "legacy-cuda plan with the same arguments says what does",
+    )
 
 
 # What is printed, or started ---------------------------------------------------------------------
