@@ -168,6 +168,17 @@ def test_nothing_anywhere(cache: Path) -> None:
         provide.build(need(), True, (tiny.PYTHON, sys.executable), lambda what, done, total: None)
 
 
+def test_a_python_that_cannot_be_had_is_said_before_anything_is_downloaded(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "none"))
+    told: list[str] = []
+    with pytest.raises(SurroundingsError, match=r"Python 3\.12.* could not be had"):
+        provide.build(need(), False, ("3.12", "3.12"), lambda what, done, total: told.append(what))
+    assert not told
+
+
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/simple", "file://{}", "file://{}/simple/"])
 def test_from_a_folder(cache: Path, index: Path, form: str) -> None:
     found = provide.find(need(), form.format(index), offline=True)

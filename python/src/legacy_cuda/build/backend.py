@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -155,6 +156,18 @@ def _end(log: Path, begin: int = 0) -> str:
     return "\n".join(line[:300] for line in lines[max(0, start) : max(0, start) + 15])
 
 
+def ensure_python(python: str, interpreter: str) -> None:
+    """Have uv download a Python where none on the machine will do: before gigabytes of other things
+    are. Arguments as for :func:`make_environment`.
+
+    Raises:
+        SurroundingsError: uv could not.
+    """
+    if interpreter == python:
+        with tempfile.TemporaryDirectory() as folder:
+            _make_venv(python, interpreter, Path(folder) / "venv")
+
+
 def make_environment(lock: Lock, python: str, interpreter: str, target: Path) -> Path:
     """A virtual environment with the files of a lock, by their sha256; its Python.
 
@@ -164,27 +177,36 @@ def make_environment(lock: Lock, python: str, interpreter: str, target: Path) ->
     Raises:
         SurroundingsError: uv could not make it.
     """
-    from legacy_cuda import fetch
-
     requirements = target.with_suffix(".txt")
     requirements.write_text(lock.requirements(python), encoding="utf-8")
-    uv = [fetch.uv_binary(), *fetch.NO_PROJECT]
     executable = target / "bin" / "python"
+    _make_venv(python, interpreter, target)
     sync = ["pip", "sync", "--quiet", "--require-hashes", "--only-binary", ":all:"]
-    of_uv = ["--managed-python"] if interpreter == python else []
-    variables = fetch.uv_variables()
-    if of_uv:
-        variables.pop("UV_PYTHON_PREFERENCE", None)  # uv refuses it beside that option
-    for command in (
-        [*uv, "venv", "--quiet", "--clear", *of_uv, "--python", interpreter, str(target)],
-        [*uv, *sync, "--python", str(executable), str(requirements)],
-    ):
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SurroundingsError(
-                "what the build needs could not be installed",
-                done.stderr.strip(),
-                "check the network and run again"
-                + (f", or install Python {python} with its headers" if of_uv else ""),
-            )
+    _uv(
+        [*sync, "--python", str(executable), str(requirements)],
+        "what the build needs could not be installed",
+        "check the network and run again",
+    )
     return executable
+
+
+def _make_venv(python: str, interpreter: str, target: Path) -> None:
+    of_uv = ["--managed-python"] if interpreter == python else []
+    _uv(
+        ["venv", "--quiet", "--clear", *of_uv, "--python", interpreter, str(target)],
+        f"Python {python}, which the build needs, could not be had",
+        "check the network and run again"
+        + (f", or install Python {python} with its headers" if of_uv else ""),
+    )
+
+
+def _uv(words: list[str], what: str, next_step: str) -> None:
+    from legacy_cuda import fetch
+
+    variables = fetch.uv_variables()
+    if "--managed-python" in words:
+        variables.pop("UV_PYTHON_PREFERENCE", None)  # uv refuses it beside that option
+    command = [fetch.uv_binary(), *fetch.NO_PROJECT, *words]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SurroundingsError(what, done.stderr.strip(), next_step)

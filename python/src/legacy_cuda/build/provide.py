@@ -20,8 +20,8 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
 from legacy_cuda import fetch, paths
+from legacy_cuda.build import backend, source
 from legacy_cuda.build import compile as building
-from legacy_cuda.build import source
 from legacy_cuda.build.compile import Order, Tell
 from legacy_cuda.build.make import file_sha256
 from legacy_cuda.build.patches import PatchError
@@ -190,6 +190,7 @@ def build(wanted: Need, offline: bool, interpreter: tuple[str, str], tell: Tell)
         kept = _cached(wanted)  # another run may have compiled it meanwhile
         if kept is not None:
             return kept
+        backend.ensure_python(*interpreter)
         archive = building.archive(recipe, None, tell)
         folder, _ = make.make(find_toolchain(wanted.way.toolchain), tell)
         work = replace(order(wanted), toolchain=folder)

@@ -92,8 +92,8 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
     if way is None:
         return _refuse(recipe, arguments, gpus)
     from legacy_cuda import paths
+    from legacy_cuda.build import backend, provide
     from legacy_cuda.build import compile as building
-    from legacy_cuda.build import provide
     from legacy_cuda.catalog.locks import load_lock
     from legacy_cuda.catalog.toolchains import find_toolchain
     from legacy_cuda.environment import choose_python
@@ -129,11 +129,12 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
         file=sys.stderr,
         flush=True,
     )
+    pythons = (arguments.python,) if arguments.python else pythons[::-1]
+    interpreter = choose_python(pythons, recipe.headers)
+    backend.ensure_python(*interpreter)
     with output.progress() as tell:
         archive = building.archive(recipe, arguments.sdist, tell)
         order = replace(order, toolchain=_toolchain(toolchain, arguments, tell))
-    pythons = (arguments.python,) if arguments.python else pythons[::-1]
-    interpreter = choose_python(pythons, recipe.headers)
     place = arguments.output
     if arguments.twice:
         place = paths.cache_directory() / "builds" / f"{recipe.package}-{order.version}.twice"
