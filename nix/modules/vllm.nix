@@ -35,8 +35,12 @@ let
     # torch.compile has not been proven on such a card
     enforce-eager = true;
   }
-  # without it vLLM uses one of them
-  // lib.optionalAttrs (dies > 1) { tensor-parallel-size = dies; }
+  # without the first vLLM uses one of them; its own all-reduce needs cards that reach each other's
+  # memory, and NCCL does not
+  // lib.optionalAttrs (dies > 1) {
+    tensor-parallel-size = dies;
+    disable-custom-all-reduce = true;
+  }
   // lib.optionalAttrs (cluster.role == "head") { distributed-executor-backend = "ray"; }
   // cfg.settings;
 

@@ -325,6 +325,7 @@ def test_vllm(more_hosts: dict[str, Host]) -> None:
     assert (serve, model) == ("serve", "Qwen/Qwen3-8B")
     assert flags == [
         *["--chat-template", "100% $HOME 'x'"],
+        "--disable-custom-all-reduce",
         "--enable-auto-tool-choice",
         *["--host", "127.0.0.1"],
         *["--max-model-len", "8192"],
