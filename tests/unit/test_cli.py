@@ -201,8 +201,9 @@ def test_debug_shows_where(variables: dict[str, str]) -> None:
 
 
 def test_an_error_says_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -> None:
-    output.error(SurroundingsError("it is full", "no space\nat all", "free some"))
-    assert capsys.readouterr().err == "error: it is full\n  no space\n  at all\n  -> free some\n"
+    output.error(SurroundingsError("it is full", "no space\nat all", "free some\nor pay"))
+    said = "error: it is full\n  no space\n  at all\n  -> free some\n  -> or pay\n"
+    assert capsys.readouterr().err == said
 
 
 # -------------------------------------------------------------------------------- audit

@@ -23,7 +23,7 @@ import pytest
 import tiny
 import tomli_w
 
-from legacy_cuda import catalog
+from legacy_cuda import catalog, environment
 from legacy_cuda.build import compile as building
 from legacy_cuda.build import provide
 from legacy_cuda.build.provide import Need
@@ -31,8 +31,10 @@ from legacy_cuda.capability import Capability
 from legacy_cuda.catalog.compiled import CompiledWheel, compiled
 from legacy_cuda.catalog.locks import LOCK_DIRECTORY
 from legacy_cuda.catalog.recipes import find_recipe
+from legacy_cuda.catalog.toolchains import find_toolchain
 from legacy_cuda.cli import main
 from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.toolchain import make
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -177,6 +179,18 @@ def test_a_python_that_cannot_be_had_is_said_before_anything_is_downloaded(
     with pytest.raises(SurroundingsError, match=r"Python 3\.12.* could not be had"):
         provide.build(need(), False, ("3.12", "3.12"), lambda what, done, total: told.append(what))
     assert not told
+
+
+def test_build_has_its_python_before_the_toolchain(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS", "never")
+    monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(environment, "choose_python", lambda pythons, headers: ("3.12", "3.12"))
+    monkeypatch.setattr(building, "archive", lambda recipe, given, tell: tmp_path / "any.tar.gz")
+    assert main(["build", "llama-cpp-python", "--for", "p40"]) == 3
+    assert "Python 3.12, which the build needs, could not be had" in capsys.readouterr().err
+    assert not make.place(find_toolchain("12.4")).exists()
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/simple", "file://{}", "file://{}/simple/"])

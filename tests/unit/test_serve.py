@@ -188,9 +188,14 @@ def test_bad_files_are_refused_before_anything_starts(
     assert not marker.exists()
 
 
-def test_what_is_printed_instead(variables: dict[str, str], model: Path, program: Path) -> None:
-    arguments = [str(model), "--gpu", "p40", "--program", str(program)]
+def test_what_is_printed_instead(
+    variables: dict[str, str], model: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(program.parent)
+    here = [str(model), "--gpu", "p40", "--program", f"./{program.name}"]
+    arguments = [*here[:-1], str(program)]
     found = json.loads(run(variables, *arguments, "--json").stdout)
+    assert found == json.loads(run(variables, *here, "--json").stdout)
     assert found["schema"] == "legacy-cuda/serve/1"
     assert found["command"][:3] == [str(program), "--model", str(model)]
     assert found["health"] == "http://127.0.0.1:8080/health"

@@ -207,9 +207,11 @@ def test_what_is_refused(variables: dict[str, str], machine: Path) -> None:
 @pytest.mark.parametrize(
     "words, what, why, instead",
     [
-        ("any --engine vllm --gpu v100", "vllm is refused on v100", "7.0", ""),
+        ("any --engine vllm --gpu v100", "vllm is refused on v100", "7.0", "stock vLLM"),
         ("any --engine sglang --gpu p40", "sglang is refused on p40", "sm75", "vllm"),
-        ("hermes3:8b --engine ollama --gpu k80", "ollama is refused on k80", "CPU", ""),
+        ("hermes3:8b --engine ollama --gpu k80", "ollama is refused on k80", "CPU", "llama.cpp"),
+        ("any.gguf --gpu k40", "llama-server is refused on k40", "3.5", "from source"),
+        ("any.gguf --gpu k80,rtx5090", "is refused on k80, rtx5090", "12.0", "2 machines"),
         ("llama3.3:70b --engine ollama --gpu p4", "does not fit", "MiB", "legacy-cuda plan"),
     ],
 )

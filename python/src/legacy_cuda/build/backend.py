@@ -191,12 +191,14 @@ def make_environment(lock: Lock, python: str, interpreter: str, target: Path) ->
 
 
 def _make_venv(python: str, interpreter: str, target: Path) -> None:
-    of_uv = ["--managed-python"] if interpreter == python else []
+    make = ["venv", "--quiet", "--clear", "--python", interpreter, str(target)]
+    if interpreter != python:
+        _uv(make, f"no environment of {interpreter} could be made for the build", "")
+        return
     _uv(
-        ["venv", "--quiet", "--clear", *of_uv, "--python", interpreter, str(target)],
+        [*make, "--managed-python"],
         f"Python {python}, which the build needs, could not be had",
-        "check the network and run again"
-        + (f", or install Python {python} with its headers" if of_uv else ""),
+        f"check the network and run again, or install Python {python} with its headers",
     )
 
 

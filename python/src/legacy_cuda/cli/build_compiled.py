@@ -131,9 +131,9 @@ def run(recipe: Recipe, arguments: argparse.Namespace, gpus: list[Gpu]) -> int:
     )
     pythons = (arguments.python,) if arguments.python else pythons[::-1]
     interpreter = choose_python(pythons, recipe.headers)
-    backend.ensure_python(*interpreter)
     with output.progress() as tell:
         archive = building.archive(recipe, arguments.sdist, tell)
+        backend.ensure_python(*interpreter)  # the toolchain is gigabytes
         order = replace(order, toolchain=_toolchain(toolchain, arguments, tell))
     place = arguments.output
     if arguments.twice:

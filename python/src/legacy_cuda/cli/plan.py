@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from legacy_cuda import sizes
 from legacy_cuda.catalog import CatalogError, dotted
 from legacy_cuda.cli import output
-from legacy_cuda.errors import SurroundingsError, UserError
+from legacy_cuda.errors import Refused, SurroundingsError, UserError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     cards = chosen_gpus(arguments.gpu or [])
     cuda = cuda_for(cards, arguments.engine)
-    if isinstance(cuda, UserError):
+    if isinstance(cuda, Refused):
         return _refused(cuda, arguments)
     model, chosen = _model(arguments)
     settings, where = asked(arguments, model, cards, cuda)
@@ -172,7 +172,7 @@ def _write_html(path: Path, plan: Plan, engine: str, cuda: tuple[int, int]) -> N
         raise SurroundingsError(f"{path} could not be written", str(error)) from error
 
 
-def _refused(problem: UserError, arguments: argparse.Namespace) -> int:
+def _refused(problem: Refused, arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.document(
             "plan",
@@ -186,13 +186,13 @@ def _refused(problem: UserError, arguments: argparse.Namespace) -> int:
         )
         return 1
     print(output.paint("refused", "red", "bold") + f": {problem.what}")
-    for label, text in (("  because", problem.why), ("  instead", problem.next_step)):
-        if text:
+    for label, texts in (("  because", problem.why), ("  instead", problem.next_step)):
+        for text in texts.splitlines():
             print(output.wrapped(label, text, 12))
     return 1
 
 
-def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int] | UserError:
+def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int] | Refused:
     """The CUDA that the engine runs with on these cards, or why it does not."""
     from legacy_cuda import catalog
     from legacy_cuda.resolve import Refusal, alternatives, resolve
@@ -201,15 +201,15 @@ def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int] | UserError:
         for card in cards:
             rule = output.read_engine("ollama").rule(card.capability)
             if rule.verdict == "refused":
-                instead = "; ".join(alternatives(rule, card))
-                return UserError(f"Ollama does not serve {card.product}", rule.reason, instead)
+                instead = "\n".join(alternatives(rule, card))
+                return Refused(f"Ollama does not serve {card.product}", rule.reason, instead)
         return max(catalog.toolkits())[0], 0  # it brings its own; the estimate is one for all
     answer = resolve(cards, output.read_engine("llama-cpp"))
     if isinstance(answer, Refusal):
-        return UserError(
+        return Refused(
             "no stack of llama.cpp serves these cards together",
-            " ".join(answer.because),
-            " ".join(answer.instead),
+            "\n".join(answer.because),
+            "\n".join(answer.instead),
         )
     return answer.facts.cuda
 

@@ -76,7 +76,6 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--program",
-        type=Path,
         help="the engine (default: the one on PATH: activate the environment that `up` made)",
     )
     parser.add_argument(
@@ -178,20 +177,18 @@ def _check_cards(engine: str, cards: list[Gpu]) -> None:
     """
     from legacy_cuda.resolve import Refusal, resolve
 
-    if engine == "llama-server":  # said by the plan
-        return
-    if engine == "ollama":  # not packaged, but people have it
-        problem = plan_command.cuda_for(cards, engine)
-        if not isinstance(problem, UserError):
+    if engine in ("llama-server", "ollama"):  # the latter is not packaged, but people have it
+        cuda = plan_command.cuda_for(cards, engine)
+        if not isinstance(cuda, Refused):
             return
-        because, instead = [problem.why], [problem.next_step]
+        because, instead = cuda.why, cuda.next_step
     else:
         answer = resolve(cards, output.read_engine(engine))
         if not isinstance(answer, Refusal):
             return
-        because, instead = list(answer.because), list(answer.instead)
+        because, instead = "\n".join(answer.because), "\n".join(answer.instead)
     names = ", ".join(dict.fromkeys(card.name for card in cards))
-    raise Refused(f"{engine} is refused on {names}", "\n".join(because), "\n".join(instead))
+    raise Refused(f"{engine} is refused on {names}", because, instead)
 
 
 def _capabilities(cards: list[Gpu]) -> list[Capability]:
@@ -387,13 +384,12 @@ def _planned(arguments: argparse.Namespace, model: Model, cards: list[Gpu]) -> R
 
     Raises:
         Refused: it does not fit.
-        UserError: no stack serves the cards, or a setting is not what it should be.
+        UserError: a setting is not what it should be.
     """
     from legacy_cuda.planner import plan as planner
 
     cuda = plan_command.cuda_for(cards, arguments.engine)
-    if isinstance(cuda, UserError):
-        raise cuda
+    assert not isinstance(cuda, Refused)  # said before
     settings, where = plan_command.asked(arguments, model, cards, cuda)
     try:
         result = planner.balanced(model, settings, where)
@@ -615,7 +611,7 @@ def _program(arguments: argparse.Namespace, name: str) -> Path:
     Raises:
         SurroundingsError: there is none.
     """
-    found = shutil.which(str(arguments.program or name))
+    found = shutil.which(arguments.program or name)
     if found is None:
         engine = {"llama-server": "llama-cpp"}.get(arguments.engine, arguments.engine)
         makes = (
