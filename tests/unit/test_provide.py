@@ -190,7 +190,7 @@ def test_build_has_its_python_before_the_toolchain(
     monkeypatch.setattr(building, "archive", lambda recipe, given, tell: tmp_path / "any.tar.gz")
     assert main(["build", "llama-cpp-python", "--for", "p40"]) == 3
     assert "Python 3.12, which the build needs, could not be had" in capsys.readouterr().err
-    assert not make.place(find_toolchain("12.4")).exists()
+    assert not make.place(find_toolchain(need().way.toolchain)).exists()
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "{}/simple", "file://{}", "file://{}/simple/"])

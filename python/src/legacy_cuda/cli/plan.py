@@ -140,9 +140,10 @@ def run(arguments: argparse.Namespace) -> int:
     from legacy_cuda.planner import plan as planner
 
     cards = chosen_gpus(arguments.gpu or [])
-    cuda = cuda_for(cards, arguments.engine)
-    if isinstance(cuda, Refused):
-        return _refused(cuda, arguments)
+    try:
+        cuda = cuda_for(cards, arguments.engine)
+    except Refused as problem:
+        return _refused(problem, arguments)
     model, chosen = _model(arguments)
     settings, where = asked(arguments, model, cards, cuda)
     if not chosen:
@@ -192,8 +193,12 @@ def _refused(problem: Refused, arguments: argparse.Namespace) -> int:
     return 1
 
 
-def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int] | Refused:
-    """The CUDA that the engine runs with on these cards, or why it does not."""
+def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int]:
+    """The CUDA that the engine runs with on these cards.
+
+    Raises:
+        Refused: it does not.
+    """
     from legacy_cuda import catalog
     from legacy_cuda.resolve import Refusal, alternatives, resolve
 
@@ -202,11 +207,11 @@ def cuda_for(cards: list[Gpu], engine: str) -> tuple[int, int] | Refused:
             rule = output.read_engine("ollama").rule(card.capability)
             if rule.verdict == "refused":
                 instead = "\n".join(alternatives(rule, card))
-                return Refused(f"Ollama does not serve {card.product}", rule.reason, instead)
+                raise Refused(f"Ollama does not serve {card.product}", rule.reason, instead)
         return max(catalog.toolkits())[0], 0  # it brings its own; the estimate is one for all
     answer = resolve(cards, output.read_engine("llama-cpp"))
     if isinstance(answer, Refusal):
-        return Refused(
+        raise Refused(
             "no stack of llama.cpp serves these cards together",
             "\n".join(answer.because),
             "\n".join(answer.instead),

@@ -178,10 +178,11 @@ def _check_cards(engine: str, cards: list[Gpu]) -> None:
     from legacy_cuda.resolve import Refusal, resolve
 
     if engine in ("llama-server", "ollama"):  # the latter is not packaged, but people have it
-        cuda = plan_command.cuda_for(cards, engine)
-        if not isinstance(cuda, Refused):
+        try:
+            plan_command.cuda_for(cards, engine)
             return
-        because, instead = cuda.why, cuda.next_step
+        except Refused as problem:
+            because, instead = problem.why, problem.next_step
     else:
         answer = resolve(cards, output.read_engine(engine))
         if not isinstance(answer, Refusal):
@@ -389,7 +390,6 @@ def _planned(arguments: argparse.Namespace, model: Model, cards: list[Gpu]) -> R
     from legacy_cuda.planner import plan as planner
 
     cuda = plan_command.cuda_for(cards, arguments.engine)
-    assert not isinstance(cuda, Refused)  # said before
     settings, where = plan_command.asked(arguments, model, cards, cuda)
     try:
         result = planner.balanced(model, settings, where)
